@@ -1,1 +1,265 @@
-//! (being written)
+//! What is where locally: every partition directory of the log dir and the tier of every `.log`.
+//!
+//! Held in memory, made from the data directory at each mount, so there is nothing to get out of step.
+//! The filesystem changes it with every rename and unlink; the tiering reads snapshots of it and moves
+//! bytes through `LogFile`. It decides nothing and does not know the archive.
+
+mod attr;
+mod checkpoints;
+mod log_file;
+mod partition;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+pub use attr::AttrChange;
+pub use log_file::{Archived, Content, LogFile, LogStat, Piece};
+pub use partition::{PartitionDir, SegmentView, is_log_like, plain_log_base};
+
+use crate::kafka::names;
+use crate::local::{Stub, datadir, durable, stub};
+use checkpoints::Checkpoints;
+
+/// The log dir's partitions and checkpoints.
+#[derive(Debug)]
+pub struct Catalog {
+    hot: Arc<Path>,
+    overlay: Arc<Path>,
+    dirs: RwLock<BTreeMap<String, Arc<PartitionDir>>>,
+    checkpoints: Mutex<Checkpoints>,
+}
+
+impl Catalog {
+    /// Of a data directory's `hot/` and `overlay/`. Removes stubs beside files that won, and overlays
+    /// that no stub names.
+    pub fn open(hot: &Path, overlay: &Path) -> io::Result<Self> {
+        let catalog = Self::scan(hot, overlay)?;
+        catalog.remove_orphan_overlays()?;
+        catalog.update_sentinel()?;
+        Ok(catalog)
+    }
+
+    /// Of a stock log dir, which stays untouched.
+    pub fn open_stock(log_dir: &Path) -> io::Result<Self> {
+        Self::scan(log_dir, Path::new(""))
+    }
+
+    fn scan(hot: &Path, overlay: &Path) -> io::Result<Self> {
+        let mut checkpoints = Checkpoints::default();
+        for name in CHECKPOINTS {
+            checkpoints.reload(hot, name)?;
+        }
+        let catalog = Self {
+            hot: hot.into(),
+            overlay: overlay.into(),
+            dirs: RwLock::default(),
+            checkpoints: Mutex::new(checkpoints),
+        };
+        for entry in std::fs::read_dir(hot)? {
+            let entry = entry?;
+            if let Ok(name) = entry.file_name().into_string()
+                && entry.file_type()?.is_dir()
+            {
+                let settled = catalog.checkpoints.lock().settled(&entry.path());
+                catalog.add_dir(&name, settled)?;
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// The log dir's own path on local disk.
+    #[must_use]
+    pub fn hot(&self) -> &Path {
+        &self.hot
+    }
+
+    /// The partition directory of this name.
+    #[must_use]
+    pub fn dir(&self, name: &str) -> Option<Arc<PartitionDir>> {
+        self.dirs.read().get(name).cloned()
+    }
+
+    /// All partition directories.
+    #[must_use]
+    pub fn dirs(&self) -> Vec<Arc<PartitionDir>> {
+        self.dirs.read().values().cloned().collect()
+    }
+
+    /// A directory was made or renamed into the log dir's first level. Others than partitions are ignored.
+    pub fn dir_appeared(&self, name: &str) -> io::Result<()> {
+        self.add_dir(name, false)
+    }
+
+    fn add_dir(&self, name: &str, settled: bool) -> io::Result<()> {
+        let Some(parsed) = names::parse_dir(name) else { return Ok(()) };
+        if names::is_internal_metadata(parsed.tp.topic()) {
+            return Ok(());
+        }
+        let appeared = (!settled).then(|| self.checkpoints.lock().rewrites());
+        let named = (name.to_owned(), parsed);
+        let (hot, overlay) = (self.hot.clone(), self.overlay.clone());
+        let dir = Arc::new(PartitionDir::new(hot, overlay, named, appeared));
+        for entry in std::fs::read_dir(dir.path())? {
+            if let Ok(file) = entry?.file_name().into_string() {
+                self.add_file(&dir, &file)?;
+            }
+        }
+        self.dirs.write().insert(name.to_owned(), dir);
+        Ok(())
+    }
+
+    fn add_file(&self, dir: &Arc<PartitionDir>, name: &str) -> io::Result<()> {
+        if is_log_like(name) {
+            dir.adopt(name, Content::Hot(None));
+            return Ok(());
+        }
+        let Some(log_name) = stub::stands_for(name).filter(|n| is_log_like(n)) else {
+            return Ok(());
+        };
+        let path = dir.path().join(log_name);
+        if path.exists() {
+            return durable::remove_if_exists(&stub::path_of(&path));
+        }
+        let content = self.read_stub(&path).unwrap_or_else(|why| {
+            tracing::error!(file = %path.display(), why, "a stub cannot be believed");
+            Content::Broken(why.into())
+        });
+        dir.adopt(log_name, content);
+        Ok(())
+    }
+
+    fn read_stub(&self, path: &Path) -> Result<Content, String> {
+        let bytes = std::fs::read(stub::path_of(path)).map_err(|e| e.to_string())?;
+        let mut stub = Stub::decode(&bytes).map_err(|e| e.to_string())?;
+        let Some(id) = stub.overlay.clone() else { return Ok(Content::Cold(Arc::new(stub))) };
+        let overlay = self.overlay.join(&id);
+        let file = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&overlay)
+            .map_err(|e| format!("overlay/{id}: {e}"))?;
+        let size = file.metadata().map_err(|e| e.to_string())?.len();
+        stub.cut(size, u64::MAX);
+        stub.size_bytes = size;
+        Ok(Content::Overlaid(Arc::new(stub), Arc::new(file)))
+    }
+
+    fn remove_orphan_overlays(&self) -> io::Result<()> {
+        let mut named = HashSet::new();
+        for (_, log) in self.dirs().iter().flat_map(|d| d.all_logs()) {
+            match log.content() {
+                Content::Overlaid(stub, _) => named.extend(stub.overlay.clone()),
+                Content::Broken(_) => return Ok(()),
+                Content::Hot(_) | Content::Cold(_) => {}
+            }
+        }
+        for entry in std::fs::read_dir(&self.overlay)? {
+            let entry = entry?;
+            if !named.contains(&*entry.file_name().to_string_lossy()) {
+                durable::remove_if_exists(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the hidden directory that stops a stock broker while there are stubs; removes it otherwise.
+    pub fn update_sentinel(&self) -> io::Result<()> {
+        let cold = self.dirs().iter().flat_map(|d| d.all_logs()).any(|(_, log)| !log.is_hot());
+        if cold {
+            return self.ensure_sentinel();
+        }
+        match std::fs::remove_dir(self.sentinel()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// To be called before the first eviction.
+    pub fn ensure_sentinel(&self) -> io::Result<()> {
+        let path = self.sentinel();
+        if !path.exists() {
+            std::fs::create_dir(&path)?;
+            durable::sync_dir(&self.hot)?;
+        }
+        Ok(())
+    }
+
+    fn sentinel(&self) -> PathBuf {
+        self.hot.join(datadir::SENTINEL)
+    }
+
+    /// Renames a partition directory, and with it every path below.
+    pub fn rename_dir(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut dirs = self.dirs.write();
+        let dir = dirs.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let parsed = names::parse_dir(to).ok_or(io::ErrorKind::InvalidInput)?;
+        dir.rename_dir((to.to_owned(), parsed))?;
+        dirs.remove(from);
+        dirs.insert(to.to_owned(), dir);
+        Ok(())
+    }
+
+    /// A directory of the first level was removed.
+    pub fn dir_removed(&self, name: &str) {
+        self.dirs.write().remove(name);
+    }
+
+    /// A file of the log dir's root was replaced; checkpoints are read again.
+    pub fn root_file_replaced(&self, name: &str) -> io::Result<()> {
+        if !CHECKPOINTS.contains(&name) {
+            return Ok(());
+        }
+        let mut checkpoints = self.checkpoints.lock();
+        checkpoints.reload(&self.hot, name)?;
+        for dir in self.dirs().iter().filter(|d| d.is_live()) {
+            let tp = dir.parsed().tp;
+            if checkpoints.trusted(dir.appeared_at_rewrite)
+                && let Some(offset) = checkpoints.high_watermark(&tp)
+            {
+                dir.remember_committed(offset);
+            }
+            if checkpoints.is_cleaned(&tp) {
+                dir.set_compaction_seen();
+            }
+            if name == names::RECOVERY_POINT {
+                dir.mark_changed();
+            }
+        }
+        Ok(())
+    }
+
+    /// The high watermark, when it can be trusted to be this directory's.
+    #[must_use]
+    pub fn committed_offset(&self, dir: &PartitionDir) -> Option<i64> {
+        if !dir.is_live() {
+            return dir.remembered_committed();
+        }
+        let checkpoints = self.checkpoints.lock();
+        if !checkpoints.trusted(dir.appeared_at_rewrite) {
+            return None;
+        }
+        checkpoints.high_watermark(&dir.parsed().tp)
+    }
+
+    /// The recovery point that Kafka checkpointed: below it everything was flushed.
+    #[must_use]
+    pub fn recovery_point(&self, dir: &PartitionDir) -> Option<i64> {
+        self.checkpoints.lock().recovery_point(&dir.parsed().tp)
+    }
+
+    /// Whether the partition is compacted as far as can be seen from outside.
+    #[must_use]
+    pub fn is_compacted(&self, dir: &PartitionDir) -> bool {
+        dir.compaction_seen() || self.checkpoints.lock().is_cleaned(&dir.parsed().tp)
+    }
+}
+
+const CHECKPOINTS: [&str; 3] = [
+    names::HIGH_WATERMARK,
+    names::RECOVERY_POINT,
+    names::CLEANER,
+];

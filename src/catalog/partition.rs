@@ -1,0 +1,330 @@
+//! One partition directory of the log dir: its files by name and what is known of it as a whole.
+//!
+//! Invariant: the map holds exactly the `.log`-like names that exist in the directory, in any tier.
+//! Lock order: `logs`, then a file's `place`, then its `state`, then `name`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::log_file::{Content, LogFile};
+use crate::kafka::checkpoint;
+use crate::kafka::names::{self, DirKind, FileKind, PartitionDirName, Suffix};
+use crate::types::{ChainId, TopicId};
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+#[derive(Debug, Default)]
+struct Facts {
+    topic_id: Option<TopicId>,
+    compaction_seen: bool,
+    /// The last trusted high watermark; survives the rename to `-delete`, when Kafka forgets it.
+    committed_offset: Option<i64>,
+}
+
+/// A directory of the log dir whose name is a topic-partition, also `-delete`, `-future`, `-stray`.
+#[derive(Debug)]
+pub struct PartitionDir {
+    /// Unique in this process.
+    pub id: u64,
+    hot: Arc<Path>,
+    overlay: Arc<Path>,
+    name: RwLock<(String, PartitionDirName)>,
+    logs: Mutex<BTreeMap<String, Arc<LogFile>>>,
+    facts: Mutex<Facts>,
+    changed: AtomicBool,
+    /// Watermark checkpoints seen when the directory appeared; `None`: it is as old as the checkpoint.
+    pub(super) appeared_at_rewrite: Option<u64>,
+}
+
+/// One segment as a plan sees it.
+#[derive(Clone, Debug)]
+pub struct SegmentView {
+    /// First offset.
+    pub base_offset: i64,
+    /// The next segment's base; `None`: this one is active.
+    pub next_base: Option<i64>,
+    /// The file.
+    pub log: Arc<LogFile>,
+}
+
+impl PartitionDir {
+    pub(super) fn new(
+        hot: Arc<Path>,
+        overlay: Arc<Path>,
+        name: (String, PartitionDirName),
+        appeared_at_rewrite: Option<u64>,
+    ) -> Self {
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            hot,
+            overlay,
+            name: RwLock::new(name),
+            logs: Mutex::default(),
+            facts: Mutex::default(),
+            changed: AtomicBool::new(true),
+            appeared_at_rewrite,
+        }
+    }
+
+    /// Its name now.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.name.read().0.clone()
+    }
+
+    /// Its name now, parsed.
+    #[must_use]
+    pub fn parsed(&self) -> PartitionDirName {
+        self.name.read().1.clone()
+    }
+
+    /// Its path now.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.hot.join(&self.name.read().0)
+    }
+
+    pub(super) fn overlay_dir(&self) -> &Path {
+        &self.overlay
+    }
+
+    /// Kafka serves it: neither being deleted nor moved nor stray.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.parsed().kind == DirKind::Live
+    }
+
+    /// The chain it is archived in. The topic id is read from `partition.metadata` and kept; a directory
+    /// without that file belongs to a Kafka before 2.8 or is too young to have it, so that is not kept.
+    pub fn chain(&self) -> io::Result<ChainId> {
+        let tp = self.parsed().tp;
+        if let Some(id) = &self.facts.lock().topic_id {
+            return Ok(ChainId { tp, topic_id: id.clone() });
+        }
+        let path = self.path().join(names::PARTITION_METADATA);
+        let id = match std::fs::read(&path) {
+            Ok(text) => checkpoint::parse_partition_metadata(&text)
+                .map_err(|e| io::Error::other(format!("{}: {e}", path.display())))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Ok(ChainId { tp, topic_id: TopicId::none() });
+            }
+            Err(e) => return Err(e),
+        };
+        self.facts.lock().topic_id = Some(id.clone());
+        Ok(ChainId { tp, topic_id: id })
+    }
+
+    /// Forgets the topic id: `partition.metadata` was replaced.
+    pub fn forget_topic_id(&self) {
+        self.facts.lock().topic_id = None;
+    }
+
+    /// The cleaner has been seen at work here, or the topic is one that Kafka always compacts.
+    #[must_use]
+    pub fn compaction_seen(&self) -> bool {
+        self.facts.lock().compaction_seen || names::is_always_compacted(self.parsed().tp.topic())
+    }
+
+    pub(super) fn set_compaction_seen(&self) {
+        self.facts.lock().compaction_seen = true;
+    }
+
+    pub(super) fn remember_committed(&self, offset: i64) {
+        let mut facts = self.facts.lock();
+        if facts.committed_offset != Some(offset) {
+            facts.committed_offset = Some(offset);
+            self.changed.store(true, Ordering::Release);
+        }
+    }
+
+    pub(super) fn remembered_committed(&self) -> Option<i64> {
+        self.facts.lock().committed_offset
+    }
+
+    /// Whether anything that a plan looks at has changed since the last call.
+    pub fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::AcqRel)
+    }
+
+    /// A plan should look again.
+    pub fn mark_changed(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// The `.log`-like file of this name.
+    #[must_use]
+    pub fn log(&self, name: &str) -> Option<Arc<LogFile>> {
+        self.logs.lock().get(name).cloned()
+    }
+
+    /// All `.log`-like names with their files.
+    #[must_use]
+    pub fn all_logs(&self) -> Vec<(String, Arc<LogFile>)> {
+        self.logs.lock().iter().map(|(n, f)| (n.clone(), f.clone())).collect()
+    }
+
+    /// The segments that Kafka sees, ascending.
+    #[must_use]
+    pub fn segments(&self) -> Vec<SegmentView> {
+        let logs = self.logs.lock();
+        let mut views: Vec<SegmentView> = logs
+            .iter()
+            .filter_map(|(name, log)| {
+                let base_offset = plain_log_base(name)?;
+                Some(SegmentView { base_offset, next_base: None, log: log.clone() })
+            })
+            .collect();
+        for i in 1..views.len() {
+            views[i - 1].next_base = Some(views[i].base_offset);
+        }
+        views
+    }
+
+    /// Whether a segment with a lower base than this one still has its plain name.
+    #[must_use]
+    pub fn has_lower_segment(&self, base_offset: i64) -> bool {
+        self.logs.lock().keys().filter_map(|n| plain_log_base(n)).any(|b| b < base_offset)
+    }
+
+    /// Opens or creates a `.log`-like file and counts the descriptor.
+    pub fn create_log(
+        self: &Arc<Self>,
+        name: &str,
+        mode: u32,
+        owner: Option<(u32, u32)>,
+        exclusive: bool,
+    ) -> io::Result<Arc<LogFile>> {
+        let mut logs = self.logs.lock();
+        if let Some(log) = logs.get(name) {
+            if exclusive {
+                return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+            }
+            log.open()?;
+            return Ok(log.clone());
+        }
+        let path = self.path().join(name);
+        let file = create_file(&path, mode, owner)?;
+        let log = self.insert(&mut logs, name, Content::Hot(None));
+        log.adopt(file);
+        self.mark_changed();
+        Ok(log)
+    }
+
+    /// Notes a file that is there already.
+    pub(super) fn adopt(self: &Arc<Self>, name: &str, content: Content) -> Arc<LogFile> {
+        let mut logs = self.logs.lock();
+        self.mark_changed();
+        self.insert(&mut logs, name, content)
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        logs: &mut BTreeMap<String, Arc<LogFile>>,
+        name: &str,
+        content: Content,
+    ) -> Arc<LogFile> {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let log = Arc::new(LogFile::new(id, self.clone(), name.to_owned(), content));
+        logs.insert(name.to_owned(), log.clone());
+        self.note_name(name);
+        log
+    }
+
+    /// `.cleaned` and `.swap` files are the cleaner's.
+    fn note_name(&self, name: &str) {
+        if let Some(parsed) = names::parse_file(name)
+            && matches!(parsed.suffix, Suffix::Cleaned | Suffix::Swap)
+        {
+            self.set_compaction_seen();
+        }
+    }
+
+    /// Renames within this directory, over an existing file if there is one, which is returned.
+    pub fn rename_log(self: &Arc<Self>, from: &str, to: &str) -> io::Result<Option<Arc<LogFile>>> {
+        let mut logs = self.logs.lock();
+        let log = logs.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        if from == to {
+            return Ok(None);
+        }
+        let place = log.lock_place();
+        let replaced = logs.get(to).cloned();
+        let other_place = replaced.as_ref().map(|r| r.lock_place());
+        log.move_to(self, to)?;
+        if let Some(replaced) = &replaced {
+            replaced.replaced_by(&log)?;
+        }
+        drop((place, other_place));
+        logs.remove(from);
+        logs.insert(to.to_owned(), log);
+        self.note_name(to);
+        self.mark_changed();
+        Ok(replaced)
+    }
+
+    /// Removes a name with its bytes or stub.
+    pub fn remove_log(&self, name: &str) -> io::Result<Arc<LogFile>> {
+        self.take_away(name, LogFile::remove)
+    }
+
+    /// Removes a name and moves its bytes to `target`. Only for a hot file.
+    pub fn remove_log_into(&self, name: &str, target: &Path) -> io::Result<Arc<LogFile>> {
+        self.take_away(name, |log| log.remove_into(target))
+    }
+
+    fn take_away(
+        &self,
+        name: &str,
+        remove: impl FnOnce(&LogFile) -> io::Result<()>,
+    ) -> io::Result<Arc<LogFile>> {
+        let mut logs = self.logs.lock();
+        let log = logs.get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
+        let place = log.lock_place();
+        remove(&log)?;
+        drop(place);
+        logs.remove(name);
+        self.mark_changed();
+        Ok(log)
+    }
+
+    pub(super) fn rename_dir(&self, name: (String, PartitionDirName)) -> io::Result<()> {
+        let mut current = self.name.write();
+        std::fs::rename(self.hot.join(&current.0), self.hot.join(&name.0))?;
+        *current = name;
+        self.mark_changed();
+        Ok(())
+    }
+}
+
+/// The base offset of a `.log` without any suffix.
+#[must_use]
+pub fn plain_log_base(name: &str) -> Option<i64> {
+    names::parse_file(name)
+        .filter(|n| n.kind == FileKind::Log && n.suffix == Suffix::None)
+        .map(|n| n.base_offset)
+}
+
+/// Whether a name is a `.log` in any of Kafka's disguises.
+#[must_use]
+pub fn is_log_like(name: &str) -> bool {
+    names::parse_file(name).is_some_and(|n| n.kind == FileKind::Log)
+}
+
+fn create_file(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    }
+    Ok(file)
+}
