@@ -1,1 +1,12 @@
-//! (being written)
+//! Kafka's own formats and file names: pure bytes to values, no I/O, no clock, no policy.
+//!
+//! Everything that Everlog believes about a file that a broker wrote is decided here, once, so that
+//! the layers above speak of topic-partitions, offsets and batches and never of text or bytes.
+//! Nothing here decodes records: a filesystem needs headers and checksums only.
+
+pub mod batch;
+pub mod checkpoint;
+pub mod index;
+pub mod names;
+pub mod properties;
+pub mod scan;

@@ -1,0 +1,65 @@
+//! Cuts a `.log` into content blocks: the rule stands in `docs/FORMATS.md` 2.4, kind 7.
+//!
+//! A block's end depends on the batches in it and not on where a broker rolled its segments, so two
+//! replicas with other boundaries still have most blocks in common, and can prove it.
+
+use sha2::Digest as _;
+
+use crate::kafka::batch::BatchHeader;
+
+/// A block is at an end once it is this long.
+const CONTENT_BLOCK_BYTES: u64 = 4 * 1024 * 1024;
+/// A batch whose stored CRC is divisible by this ends a block.
+const CUT_DIVISOR: u32 = 64;
+
+/// A run of whole batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentBlock {
+    /// Base offset of its first batch.
+    pub first_offset: i64,
+    /// In bytes.
+    pub length: u32,
+    /// First half of its SHA-256.
+    pub hash: [u8; 16],
+}
+
+/// Takes bytes and batch ends; holds no bytes.
+#[derive(Default)]
+pub(super) struct ContentCutter {
+    blocks: Vec<ContentBlock>,
+    hasher: sha2::Sha256,
+    first_offset: Option<i64>,
+    length: u64,
+}
+
+impl ContentCutter {
+    /// A batch is complete: whether the block ends with it. Its bytes may still be on their way.
+    pub(super) fn ends_after(&mut self, header: &BatchHeader) -> bool {
+        self.first_offset.get_or_insert(header.base_offset);
+        self.length += u64::from(header.size_bytes);
+        header.stored_crc.is_multiple_of(CUT_DIVISOR) || self.length >= CONTENT_BLOCK_BYTES
+    }
+
+    /// Bytes of the block at hand.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// The block at hand has all its bytes.
+    pub(super) fn cut(&mut self) {
+        let digest: [u8; 32] = self.hasher.finalize_reset().into();
+        let mut hash = [0; 16];
+        hash.copy_from_slice(&digest[..16]);
+        // A segment has less than 2 GiB, and so has a block.
+        let length = std::mem::take(&mut self.length) as u32;
+        if let Some(first_offset) = self.first_offset.take() {
+            self.blocks.push(ContentBlock { first_offset, length, hash });
+        }
+    }
+
+    /// All blocks; the log ends at a batch's end.
+    pub(super) fn finish(mut self) -> Vec<ContentBlock> {
+        self.cut();
+        self.blocks
+    }
+}
