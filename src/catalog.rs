@@ -117,6 +117,9 @@ impl Catalog {
             dir.adopt(name, Content::Hot(None));
             return Ok(());
         }
+        if name.ends_with(durable::TMP_SUFFIX) && !self.overlay.as_os_str().is_empty() {
+            return durable::remove_if_exists(&dir.path().join(name));
+        }
         let Some(log_name) = stub::stands_for(name).filter(|n| is_log_like(n)) else {
             return Ok(());
         };

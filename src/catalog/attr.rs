@@ -28,9 +28,24 @@ impl AttrChange {
         stub.mtime_ns = self.mtime_ns.unwrap_or(stub.mtime_ns);
     }
 
+    /// The times as the kernel takes them; `None`: neither changes.
+    #[must_use]
+    pub fn timestamps(&self) -> Option<rustix::fs::Timestamps> {
+        use rustix::fs::{Timespec, Timestamps, UTIME_OMIT};
+        if self.atime_ns.is_none() && self.mtime_ns.is_none() {
+            return None;
+        }
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let spec = |ns: Option<u64>| ns.map_or(omit, timespec);
+        Some(Timestamps {
+            last_access: spec(self.atime_ns),
+            last_modification: spec(self.mtime_ns),
+        })
+    }
+
     /// To an open file.
     pub fn apply_to_file(&self, file: &File) -> io::Result<()> {
-        use rustix::fs::{Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid};
+        use rustix::fs::{Gid, Mode, Uid};
         if let Some(mode) = self.mode {
             rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
         }
@@ -38,13 +53,7 @@ impl AttrChange {
             let (uid, gid) = (self.uid.map(Uid::from_raw), self.gid.map(Gid::from_raw));
             rustix::fs::fchown(file, uid, gid)?;
         }
-        if self.atime_ns.is_some() || self.mtime_ns.is_some() {
-            let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-            let spec = |ns: Option<u64>| ns.map_or(omit, timespec);
-            let times = Timestamps {
-                last_access: spec(self.atime_ns),
-                last_modification: spec(self.mtime_ns),
-            };
+        if let Some(times) = self.timestamps() {
             rustix::fs::futimens(file, &times)?;
         }
         Ok(())

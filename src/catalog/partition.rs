@@ -267,6 +267,21 @@ impl PartitionDir {
         Ok(replaced)
     }
 
+    /// Renames an ordinary file from elsewhere to a `.log` of this directory.
+    pub fn rename_in(self: &Arc<Self>, from: &Path, to: &str) -> io::Result<Arc<LogFile>> {
+        let mut logs = self.logs.lock();
+        let replaced = logs.get(to).cloned();
+        let place = replaced.as_ref().map(|r| r.lock_place());
+        std::fs::rename(from, self.path().join(to))?;
+        let log = self.insert(&mut logs, to, Content::Hot(None));
+        if let Some(replaced) = &replaced {
+            replaced.replaced_by(&log)?;
+        }
+        drop(place);
+        self.mark_changed();
+        Ok(log)
+    }
+
     /// Removes a name with its bytes or stub.
     pub fn remove_log(&self, name: &str) -> io::Result<Arc<LogFile>> {
         self.take_away(name, LogFile::remove)

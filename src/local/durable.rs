@@ -4,11 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+/// Ending of a name that is not yet the file: left only by a crash, removed at the next mount.
+pub const TMP_SUFFIX: &str = ".tmp.everlog";
+
 /// Writes `bytes` under a temporary name, syncs, renames over `path`, syncs the directory.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = parent(path)?;
     let mut tmp = path.as_os_str().to_owned();
-    tmp.push(".tmp.everlog");
+    tmp.push(TMP_SUFFIX);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&tmp)?;
     file.write_all(bytes)?;
     file.sync_all()?;
