@@ -1,1 +1,207 @@
-//! (being written)
+//! The filesystem without a kernel: what each operation means, in terms of inode numbers and bytes.
+//!
+//! Two trees behind one surface: the log dir (`local`, synchronous, never asks the network) and the
+//! archive (`archive`, asynchronous). The adapter above decides nothing; errno is decided in `error`.
+
+pub mod archive;
+mod attr;
+mod chains;
+mod error;
+mod handles;
+mod local;
+mod nodes;
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+
+pub use archive::ArchiveTree;
+pub use attr::{Attr, Kind};
+pub use chains::ArchiveIndex;
+pub use error::VfsError;
+pub use handles::{Handle, OpenAs, Opened, ReadReply};
+pub use local::{Caller, DirEntry, LocalTree, SetAttr};
+pub use nodes::ROOT;
+
+use crate::clock::Clock;
+use crate::read::Reader;
+use archive::{ARCHIVE_ROOT, EVERLOG_DIR, STATUS_FILE, VIRTUAL};
+use handles::Handles;
+
+type Result<T> = std::result::Result<T, VfsError>;
+
+/// The name under which Everlog's own tree is reachable; never listed.
+pub const EVERLOG_NAME: &str = ".everlog";
+
+/// How a broker's `.log` is opened (measured in `docs/ARCHITECTURE.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogOpenMode {
+    /// Through the page cache.
+    Cached,
+    /// Without it.
+    Direct,
+}
+
+/// Settings of a mount.
+#[derive(Clone, Copy, Debug)]
+pub struct VfsConfig {
+    /// How `.log` files are opened.
+    pub log_open_mode: LogOpenMode,
+    /// Test hook: each write waits this long in the daemon.
+    pub write_delay: Duration,
+}
+
+/// Makes the text of `status.json`.
+pub type StatusText = Arc<dyn Fn() -> Bytes + Send + Sync>;
+
+/// A mounted filesystem.
+pub struct Vfs {
+    local: Option<LocalTree>,
+    archive: ArchiveTree,
+    reader: Arc<Reader>,
+    status: StatusText,
+    clock: Clock,
+    config: VfsConfig,
+    handles: Handles,
+}
+
+impl Vfs {
+    /// `local`: the log dir of a broker mount; without it the archive is the root.
+    #[must_use]
+    pub fn new(
+        local: Option<LocalTree>,
+        archive: ArchiveTree,
+        reader: Arc<Reader>,
+        status: StatusText,
+        clock: Clock,
+        config: VfsConfig,
+    ) -> Self {
+        let handles = Handles::default();
+        Self { local, archive, reader, status, clock, config, handles }
+    }
+
+    /// Whether operations on this inode may have to ask the store, so must not hold a thread.
+    #[must_use]
+    pub fn is_remote(&self, ino: u64) -> bool {
+        ino >= VIRTUAL || self.local.is_none()
+    }
+
+    /// The log dir; `EROFS` where there is none.
+    fn writable(&self, ino: u64) -> Result<&LocalTree> {
+        match &self.local {
+            Some(local) if ino < VIRTUAL => Ok(local),
+            _ => Err(VfsError::ReadOnly),
+        }
+    }
+
+    /// The log dir, for an operation on one of its inodes.
+    pub fn tree(&self, ino: u64) -> Result<&LocalTree> {
+        self.writable(ino)
+    }
+
+    /// Whether this inode is the archive's root.
+    fn is_archive_root(&self, ino: u64) -> bool {
+        ino == ARCHIVE_ROOT || (ino == ROOT && self.local.is_none())
+    }
+
+    fn everlog_attr(&self, ino: u64) -> Attr {
+        let size = if ino == STATUS_FILE { (self.status)().len() as u64 } else { 0 };
+        let kind = if ino == STATUS_FILE { Kind::File } else { Kind::Dir };
+        Attr::synthetic(ino, kind, size, self.clock.now_ns())
+    }
+
+    /// A name of the log dir; local disk only.
+    pub fn lookup_local(&self, parent: u64, name: &OsStr) -> Result<Attr> {
+        if parent == ROOT && name == EVERLOG_NAME {
+            return Ok(self.everlog_attr(EVERLOG_DIR));
+        }
+        self.writable(parent)?.lookup(parent, name)
+    }
+
+    /// A name of Everlog's own tree or of an archive mount.
+    pub async fn lookup_remote(&self, parent: u64, name: &OsStr) -> Result<Attr> {
+        let text = name.to_str().ok_or(VfsError::NotFound)?;
+        if parent == EVERLOG_DIR {
+            return match text {
+                "archive" => Ok(self.everlog_attr(ARCHIVE_ROOT)),
+                "status.json" => Ok(self.everlog_attr(STATUS_FILE)),
+                _ => Err(VfsError::NotFound),
+            };
+        }
+        if parent == ROOT && text == EVERLOG_NAME {
+            return Ok(self.everlog_attr(EVERLOG_DIR));
+        }
+        if self.is_archive_root(parent) {
+            return self.archive.lookup_partition(text).await;
+        }
+        self.archive.lookup_file(parent, text).await
+    }
+
+    /// Attributes of an inode of Everlog's own tree or of an archive mount.
+    pub async fn getattr_remote(&self, ino: u64) -> Result<Attr> {
+        match ino {
+            EVERLOG_DIR | ARCHIVE_ROOT | STATUS_FILE | ROOT => Ok(self.everlog_attr(ino)),
+            _ => self.archive.getattr(ino).await,
+        }
+    }
+
+    /// The kernel forgot `n` lookups of this inode.
+    pub fn forget(&self, ino: u64, n: u64) {
+        match &self.local {
+            Some(local) if ino < VIRTUAL => local.nodes.forget(ino, n),
+            _ => self.archive.forget(ino, n),
+        }
+    }
+
+    /// Lists a directory of the log dir and opens it.
+    pub fn opendir_local(&self, ino: u64) -> Result<u64> {
+        let entries = self.writable(ino)?.list(ino)?;
+        Ok(self.handles.insert(Handle::Dir(entries)))
+    }
+
+    /// Lists a directory of the archive and opens it.
+    pub async fn opendir_remote(&self, ino: u64) -> Result<u64> {
+        let entries = if ino == EVERLOG_DIR {
+            let entry = |name: &str, ino, kind| DirEntry { name: name.into(), ino, kind };
+            vec![
+                entry("archive", ARCHIVE_ROOT, Kind::Dir),
+                entry("status.json", STATUS_FILE, Kind::File),
+            ]
+        } else if self.is_archive_root(ino) {
+            self.archive.list_root().await?
+        } else {
+            self.archive.list_partition(ino).await?
+        };
+        Ok(self.handles.insert(Handle::Dir(entries)))
+    }
+
+    /// Opens a file of the archive, for reading only.
+    pub async fn open_remote(&self, ino: u64, write: bool) -> Result<Opened> {
+        if write {
+            return Err(VfsError::ReadOnly);
+        }
+        if ino == STATUS_FILE {
+            let text = (self.status)();
+            let fh = self.handles.insert(Handle::Archive(archive::ArchiveFile::Small(text)));
+            return Ok(Opened { fh, open_as: OpenAs::Direct });
+        }
+        let file = self.archive.open(ino).await?;
+        let open_as = match &file {
+            archive::ArchiveFile::Log(..) => OpenAs::Direct,
+            archive::ArchiveFile::Small(_) => OpenAs::Cached,
+        };
+        Ok(Opened { fh: self.handles.insert(Handle::Archive(file)), open_as })
+    }
+
+    /// Space of the filesystem below; of an archive: unknown, shown as empty.
+    pub fn statfs(&self) -> Result<Option<rustix::fs::StatVfs>> {
+        let local = self.local.as_ref();
+        Ok(local.map(|l| rustix::fs::statvfs(l.catalog.hot())).transpose()?)
+    }
+}
+
+/// A reply that has to be waited for.
+pub type Later = BoxFuture<'static, Result<Bytes>>;

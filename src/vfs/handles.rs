@@ -1,0 +1,317 @@
+//! Open files: reads and writes through a descriptor, whichever tier the bytes are in.
+//!
+//! A read of local bytes fills the caller's buffer at once. One that may need the store is handed back
+//! as a future, so it holds no thread of the kernel's queue while it waits.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::RwLock;
+
+use super::archive::ArchiveFile;
+use super::local::{Caller, DirEntry, read_full};
+use super::nodes::Node;
+use super::{Later, LogOpenMode, Vfs, VfsError};
+use crate::catalog::{LogFile, Piece};
+use crate::read::{ObjectSource, ReadError, ReadHint, ReadStreams, Reader};
+use crate::store::names as objects;
+
+type Result<T> = std::result::Result<T, VfsError>;
+
+/// How long a log cleaner's read waits before it asks the store again.
+const CLEANER_RETRY: Duration = Duration::from_secs(1);
+
+/// An open file or directory.
+pub enum Handle {
+    /// An ordinary local file.
+    Plain(Arc<Node>, Arc<File>),
+    /// A `.log`.
+    Log(Arc<Node>, Arc<LogFile>, Arc<ReadStreams>),
+    /// A listing, as it was when it was opened.
+    Dir(Vec<DirEntry>),
+    /// A file of the archive or of Everlog's own.
+    Archive(ArchiveFile),
+}
+
+/// How the kernel shall treat an open file.
+#[derive(Clone, Debug)]
+pub enum OpenAs {
+    /// Reads and writes go to this local file without the daemon, if the kernel can.
+    Passthrough(Arc<File>),
+    /// Through the page cache, which stays valid over opens.
+    CachedKeep,
+    /// Through the page cache.
+    Cached,
+    /// Each read and write comes to the daemon.
+    Direct,
+}
+
+/// A new descriptor.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Its number.
+    pub fh: u64,
+    /// How to treat it.
+    pub open_as: OpenAs,
+}
+
+/// The outcome of a read.
+pub enum ReadReply {
+    /// So many bytes are in the caller's buffer.
+    Filled(usize),
+    /// Here they are.
+    Bytes(Bytes),
+    /// They will come.
+    Later(Later),
+}
+
+/// All open descriptors.
+#[derive(Default)]
+pub(super) struct Handles {
+    open: RwLock<HashMap<u64, Arc<Handle>>>,
+    last: AtomicU64,
+}
+
+impl Handles {
+    pub fn insert(&self, handle: Handle) -> u64 {
+        let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().insert(fh, Arc::new(handle));
+        fh
+    }
+
+    fn get(&self, fh: u64) -> Result<Arc<Handle>> {
+        self.open.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
+    }
+}
+
+impl Vfs {
+    /// Creates or opens a regular file of the log dir.
+    pub fn create(
+        &self,
+        parent: u64,
+        name: &std::ffi::OsStr,
+        mode: u32,
+        exclusive: bool,
+        caller: Caller,
+    ) -> Result<(super::Attr, Opened)> {
+        let (node, attr, file) = self.tree(parent)?.create(parent, name, mode, exclusive, caller)?;
+        Ok((attr, self.opened(node, file)))
+    }
+
+    /// Opens a regular file of the log dir.
+    pub fn open_local(&self, ino: u64, write: bool) -> Result<Opened> {
+        let (node, file) = self.tree(ino)?.open(ino, write)?;
+        Ok(self.opened(node, file))
+    }
+
+    fn opened(&self, node: Arc<Node>, file: Option<Arc<File>>) -> Opened {
+        let (handle, open_as) = match (node.log(), file) {
+            (_, Some(file)) => {
+                (Handle::Plain(node, file.clone()), OpenAs::Passthrough(file))
+            }
+            (Some(log), None) => {
+                let open_as = match self.config.log_open_mode {
+                    LogOpenMode::Cached => OpenAs::CachedKeep,
+                    LogOpenMode::Direct => OpenAs::Direct,
+                };
+                (Handle::Log(node, log, Arc::default()), open_as)
+            }
+            (None, None) => (Handle::Dir(Vec::new()), OpenAs::Direct),
+        };
+        Opened { fh: self.handles.insert(handle), open_as }
+    }
+
+    /// Closes a descriptor of any kind.
+    pub fn release(&self, fh: u64) {
+        let handle = self.handles.open.write().remove(&fh);
+        let Some(local) = &self.local else { return };
+        match handle.as_deref() {
+            Some(Handle::Plain(node, _)) => local.release(node, None),
+            Some(Handle::Log(node, log, _)) => local.release(node, Some(log)),
+            Some(Handle::Dir(_) | Handle::Archive(_)) | None => {}
+        }
+    }
+
+    /// The entries of an open directory.
+    pub fn entries(&self, fh: u64) -> Result<Arc<Handle>> {
+        let handle = self.handles.get(fh)?;
+        match &*handle {
+            Handle::Dir(_) => Ok(handle),
+            _ => Err(VfsError::BadHandle),
+        }
+    }
+
+    /// Reads up to `buffer.len()` bytes; fewer only at the end of the file.
+    pub fn read(
+        self: &Arc<Self>,
+        fh: u64,
+        offset: u64,
+        buffer: &mut [u8],
+        caller: Caller,
+    ) -> Result<ReadReply> {
+        let handle = self.handles.get(fh)?;
+        match &*handle {
+            Handle::Plain(_, file) => Ok(ReadReply::Filled(read_full(file, offset, buffer)?)),
+            Handle::Log(_, log, streams) => match log.hot_file() {
+                Some(file) => Ok(ReadReply::Filled(read_full(&file, offset, buffer)?)),
+                None => self.read_cold(log, streams, offset, buffer, caller),
+            },
+            Handle::Archive(ArchiveFile::Log(source, streams)) => {
+                if let Some(bytes) = self.reader.try_cached(source, streams, offset, buffer.len()) {
+                    return Ok(ReadReply::Bytes(bytes));
+                }
+                let (vfs, handle, len) = (self.clone(), handle.clone(), buffer.len());
+                Ok(ReadReply::Later(Box::pin(async move {
+                    match &*handle {
+                        Handle::Archive(file) => vfs.archive.read(file, offset, len).await,
+                        _ => Err(VfsError::BadHandle),
+                    }
+                })))
+            }
+            Handle::Archive(ArchiveFile::Small(bytes)) => {
+                let start = offset.min(bytes.len() as u64) as usize;
+                let end = start.saturating_add(buffer.len()).min(bytes.len());
+                Ok(ReadReply::Bytes(bytes.slice(start..end)))
+            }
+            Handle::Dir(_) => Err(rustix::io::Errno::ISDIR.into()),
+        }
+    }
+
+    fn read_cold(
+        &self,
+        log: &Arc<LogFile>,
+        streams: &Arc<ReadStreams>,
+        offset: u64,
+        buffer: &mut [u8],
+        caller: Caller,
+    ) -> Result<ReadReply> {
+        let pieces = log.plan_read(offset, buffer.len())?;
+        if let [Piece::Archived(stub, extent, at, len)] = pieces.as_slice() {
+            let source = source_of(stub, extent);
+            if let Some(bytes) = self.reader.try_cached(&source, streams, *at, *len) {
+                return Ok(ReadReply::Bytes(bytes));
+            }
+        }
+        let (reader, streams) = (self.reader.clone(), streams.clone());
+        let label = log.label();
+        Ok(ReadReply::Later(Box::pin(async move {
+            let read = read_pieces(&reader, &streams, &pieces, caller).await;
+            read.inspect_err(|e| tracing::warn!(file = label, offset, error = %e, "a cold read failed"))
+        })))
+    }
+
+    /// Writes all of `data`.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<()> {
+        if !self.config.write_delay.is_zero() {
+            std::thread::sleep(self.config.write_delay);
+        }
+        match &*self.handles.get(fh)? {
+            Handle::Plain(_, file) => Ok(file.write_all_at(data, offset)?),
+            Handle::Log(_, log, _) => Ok(log.write_at(offset, data)?),
+            Handle::Archive(_) => Err(VfsError::ReadOnly),
+            Handle::Dir(_) => Err(VfsError::BadHandle),
+        }
+    }
+
+    /// Makes an open file durable. May take as long as the disk does: not on a thread of the queue.
+    pub fn fsync(&self, fh: u64, data_only: bool) -> Result<()> {
+        match &*self.handles.get(fh)? {
+            Handle::Plain(_, file) if data_only => Ok(file.sync_data()?),
+            Handle::Plain(_, file) => Ok(file.sync_all()?),
+            Handle::Log(_, log, _) => Ok(log.sync(data_only)?),
+            Handle::Archive(_) | Handle::Dir(_) => Ok(()),
+        }
+    }
+
+    /// The next data (or hole) at or after `offset`.
+    pub fn seek(&self, fh: u64, offset: u64, hole: bool) -> Result<u64> {
+        match &*self.handles.get(fh)? {
+            Handle::Plain(node, file) => self.tree(node.ino)?.seek(node, Some(file), offset, hole),
+            Handle::Log(node, ..) => self.tree(node.ino)?.seek(node, None, offset, hole),
+            Handle::Archive(_) | Handle::Dir(_) => Err(VfsError::Unsupported),
+        }
+    }
+
+    /// Reserves or frees space.
+    pub fn fallocate(&self, fh: u64, mode: u32, offset: u64, len: u64) -> Result<()> {
+        match &*self.handles.get(fh)? {
+            Handle::Plain(node, file) => {
+                self.tree(node.ino)?.fallocate(node, Some(file), mode, offset, len)
+            }
+            Handle::Log(node, ..) => self.tree(node.ino)?.fallocate(node, None, mode, offset, len),
+            Handle::Archive(_) | Handle::Dir(_) => Err(VfsError::ReadOnly),
+        }
+    }
+}
+
+fn source_of(stub: &crate::local::Stub, extent: &crate::local::Extent) -> ObjectSource {
+    let chain = stub.chain();
+    ObjectSource {
+        log_key: objects::log_key(&chain, extent.base_offset, &extent.upload_id),
+        size_bytes: extent.object_size_bytes,
+        aux_key: objects::aux_key(&chain, extent.base_offset, &extent.upload_id),
+        aux_size_bytes: extent.aux_size_bytes,
+        aux_sha256: extent.aux_sha256,
+    }
+}
+
+async fn read_pieces(
+    reader: &Reader,
+    streams: &ReadStreams,
+    pieces: &[Piece],
+    caller: Caller,
+) -> Result<Bytes> {
+    let mut out = BytesMut::new();
+    for piece in pieces {
+        let bytes = match piece {
+            Piece::Archived(stub, extent, at, len) => {
+                let source = source_of(stub, extent);
+                read_archived(reader, streams, &source, (*at, *len), caller).await?
+            }
+            Piece::Local(file, at, len) => {
+                let mut buffer = vec![0u8; *len];
+                let n = read_full(file, *at, &mut buffer)?;
+                buffer.truncate(n);
+                buffer.into()
+            }
+        };
+        if pieces.len() == 1 {
+            return Ok(bytes);
+        }
+        out.extend_from_slice(&bytes);
+    }
+    Ok(out.freeze())
+}
+
+/// A read error in the log cleaner takes the broker's whole log dir offline, so its threads wait.
+async fn read_archived(
+    reader: &Reader,
+    streams: &ReadStreams,
+    source: &ObjectSource,
+    (at, len): (u64, usize),
+    caller: Caller,
+) -> Result<Bytes> {
+    let hint = ReadHint { broker: true };
+    loop {
+        match reader.read(source, streams, at, len, hint).await {
+            Err(ReadError::Unavailable(_) | ReadError::Deadline { .. }) if is_cleaner(caller.tid) => {
+                tracing::warn!(object = %source.log_key, "the log cleaner waits for the store");
+                tokio::time::sleep(CLEANER_RETRY).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// The JVM gives its threads' names to the kernel, cut to 15 bytes: `kafka-log-cleaner-thread-0`
+/// arrives as its first 15 bytes, or in newer JVMs as its first 7, `..` and its last 6.
+fn is_cleaner(tid: u32) -> bool {
+    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+    let comm = comm.trim_end();
+    comm == "kafka-log-clean" || (comm.starts_with("kafka-l..") && comm.contains("ead-"))
+}
