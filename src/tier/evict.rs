@@ -1,0 +1,130 @@
+//! Which local bytes are released next: a pure function of a snapshot and a time.
+//!
+//! Oldest first until the budget is kept; and whatever is older than the age limit. What may not go
+//! (active, not archived, above the high watermark or the recovery point, compacted, held) is not a
+//! candidate, and counts against the budget all the same.
+
+/// A segment that may be released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Candidate<K> {
+    pub key: K,
+    pub base_offset: i64,
+    pub size_bytes: u64,
+    /// Last write, nanoseconds since the epoch.
+    pub mtime_ns: u64,
+}
+
+/// Limits, and what stands against them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    /// All log bytes in `hot/`, candidates or not.
+    pub hot_bytes_now: u64,
+    pub hot_bytes_max: Option<u64>,
+    pub age_ns_max: Option<u64>,
+    pub now_ns: u64,
+}
+
+/// The keys to release, in order.
+pub(super) fn choose<K>(mut candidates: Vec<Candidate<K>>, budget: &Budget) -> Vec<K> {
+    candidates.sort_by_key(|c| (c.mtime_ns, c.base_offset));
+    let mut excess = budget
+        .hot_bytes_max
+        .map_or(0, |max| budget.hot_bytes_now.saturating_sub(max));
+    let too_old = |c: &Candidate<K>| {
+        budget.age_ns_max.is_some_and(|max| budget.now_ns.saturating_sub(c.mtime_ns) > max)
+    };
+    let mut chosen = Vec::new();
+    for candidate in candidates {
+        if candidate.size_bytes == 0 || (excess == 0 && !too_old(&candidate)) {
+            continue;
+        }
+        excess = excess.saturating_sub(candidate.size_bytes);
+        chosen.push(candidate.key);
+    }
+    chosen
+}
+
+/// What decides whether a segment's bytes may go at all (law 3).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Safety {
+    pub hot: bool,
+    /// A durable, committed manifest contains this content.
+    pub archived: bool,
+    pub next_base: Option<i64>,
+    pub committed: Option<i64>,
+    pub recovery_point: Option<i64>,
+    pub compacted: bool,
+}
+
+/// Whether the segment is a candidate.
+pub(super) fn may_go(s: &Safety, evict_compacted: bool) -> bool {
+    let below = |limit: Option<i64>| {
+        s.next_base.zip(limit).is_some_and(|(next, limit)| next <= limit)
+    };
+    s.hot
+        && s.archived
+        && below(s.committed)
+        && below(s.recovery_point)
+        && (evict_compacted || !s.compacted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates() -> Vec<Candidate<&'static str>> {
+        [("new", 0, 10, 300), ("old", 5, 10, 100), ("tie", 4, 10, 100), ("empty", 0, 0, 1)]
+            .map(|(key, base_offset, size_bytes, mtime_ns)| Candidate {
+                key,
+                base_offset,
+                size_bytes,
+                mtime_ns,
+            })
+            .to_vec()
+    }
+
+    fn budget(now: u64, max: Option<u64>, age: Option<u64>) -> Budget {
+        Budget { hot_bytes_now: now, hot_bytes_max: max, age_ns_max: age, now_ns: 1000 }
+    }
+
+    #[test]
+    fn the_oldest_go_first_until_the_budget_is_kept() {
+        assert_eq!(choose(candidates(), &budget(100, Some(100), None)), Vec::<&str>::new());
+        assert_eq!(choose(candidates(), &budget(101, Some(100), None)), ["tie"]);
+        assert_eq!(choose(candidates(), &budget(115, Some(100), None)), ["tie", "old"]);
+        assert_eq!(choose(candidates(), &budget(900, Some(0), None)), ["tie", "old", "new"]);
+        assert_eq!(choose(candidates(), &budget(900, None, None)), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn what_is_older_than_the_limit_goes_whatever_the_budget() {
+        assert_eq!(choose(candidates(), &budget(1, None, Some(800))), ["tie", "old"]);
+        assert_eq!(choose(candidates(), &budget(1, None, Some(900))), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn nothing_goes_that_a_law_protects() {
+        let safe = Safety {
+            hot: true,
+            archived: true,
+            next_base: Some(10),
+            committed: Some(10),
+            recovery_point: Some(10),
+            compacted: false,
+        };
+        assert!(may_go(&safe, false));
+        for protected in [
+            Safety { hot: false, ..safe },
+            Safety { archived: false, ..safe },
+            Safety { next_base: None, ..safe },
+            Safety { committed: Some(9), ..safe },
+            Safety { committed: None, ..safe },
+            Safety { recovery_point: Some(9), ..safe },
+            Safety { recovery_point: None, ..safe },
+            Safety { compacted: true, ..safe },
+        ] {
+            assert!(!may_go(&protected, false), "{protected:?}");
+        }
+        assert!(may_go(&Safety { compacted: true, ..safe }, true));
+    }
+}

@@ -1,0 +1,101 @@
+//! Segments that stay local until somebody looks at them, and why.
+//!
+//! In memory only: each mount finds them again by scanning. A hold is about one content of one file:
+//! when the file changes, the hold no longer counts.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use crate::types::ChainId;
+
+/// What a segment is kept for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HoldKind {
+    /// It breaks Kafka's rules; later segments proceed, its offsets become a named gap.
+    Quarantined,
+    /// The archive holds other bytes for its offsets; nothing of the partition proceeds.
+    Held,
+}
+
+/// A file that can be held: of the log dir, or of the spool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum SourceId {
+    Log(u64),
+    Spooled(String),
+}
+
+/// One held segment.
+#[derive(Clone, Debug)]
+pub(super) struct Hold {
+    pub chain: ChainId,
+    pub kind: HoldKind,
+    /// The file's count of mutations when it was judged.
+    pub mutations: u64,
+    pub base_offset: i64,
+    /// One past its last offset as far as known.
+    pub end_offset: Option<i64>,
+    /// Of the batch at fault.
+    pub offset: Option<i64>,
+    pub reason: String,
+    /// Where it lies, for messages.
+    pub label: String,
+}
+
+/// All holds.
+#[derive(Debug, Default)]
+pub(super) struct Holds(Mutex<HashMap<SourceId, Hold>>);
+
+impl Holds {
+    /// Holds a segment; logs it unless it was held for the same reason before.
+    pub fn put(&self, id: SourceId, hold: Hold) {
+        let mut holds = self.0.lock();
+        if holds.get(&id).is_none_or(|h| h.reason != hold.reason) {
+            let (label, reason, offset) = (&hold.label, &hold.reason, hold.offset);
+            match hold.kind {
+                HoldKind::Quarantined => tracing::error!(
+                    segment = %label, ?offset, %reason,
+                    "segment quarantined: it stays on local disk and is not archived"
+                ),
+                HoldKind::Held => tracing::error!(
+                    segment = %label, %reason,
+                    "segment held: it stays on local disk, the archive keeps what it has"
+                ),
+            }
+        }
+        holds.insert(id, hold);
+    }
+
+    /// Why this content of the file is held.
+    pub fn kind(&self, id: &SourceId, mutations: u64) -> Option<HoldKind> {
+        self.0.lock().get(id).filter(|h| h.mutations == mutations).map(|h| h.kind)
+    }
+
+    /// The file is gone or fine.
+    pub fn forget(&self, id: &SourceId) {
+        self.0.lock().remove(id);
+    }
+
+    /// The file moved into the spool: its hold moves along.
+    pub fn rename(&self, from: &SourceId, to: SourceId) {
+        let mut holds = self.0.lock();
+        if let Some(mut hold) = holds.remove(from) {
+            hold.mutations = 0;
+            holds.insert(to, hold);
+        }
+    }
+
+    /// All of them, by chain and offset.
+    pub fn all(&self) -> Vec<Hold> {
+        let mut all: Vec<Hold> = self.0.lock().values().cloned().collect();
+        all.sort_by(|a, b| (&a.chain, a.base_offset).cmp(&(&b.chain, b.base_offset)));
+        all
+    }
+
+    /// Quarantined ranges of a chain, ascending: what a gap there is due to.
+    pub fn quarantined(&self, chain: &ChainId) -> Vec<(i64, String)> {
+        let quarantined = |h: &Hold| h.kind == HoldKind::Quarantined && h.chain == *chain;
+        let all = self.all().into_iter().filter(quarantined);
+        all.map(|h| (h.base_offset, format!("quarantined: {}", h.reason))).collect()
+    }
+}
