@@ -1,0 +1,549 @@
+//! One method per request. Nothing is decided here.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+use futures::FutureExt as _;
+use tokio::runtime::Handle as Runtime;
+
+use super::convert::{caller, errno, file_attr, file_type, nanos};
+use super::passthrough::Passthrough;
+use crate::catalog::AttrChange;
+use crate::vfs::{Attr, Handle, OpenAs, Opened, ReadReply, SetAttr, Vfs, VfsError};
+
+/// Names do not change behind the kernel's back: the daemon is the only way to them.
+const ENTRY_TTL: Duration = Duration::from_secs(3600);
+/// Allocated blocks do, at an eviction.
+const ATTR_TTL: Duration = Duration::from_secs(1);
+/// The archive grows by itself.
+const ARCHIVE_TTL: Duration = Duration::from_secs(1);
+
+pub struct Adapter {
+    vfs: Arc<Vfs>,
+    runtime: Runtime,
+    passthrough: Arc<Passthrough>,
+    want_passthrough: bool,
+}
+
+thread_local! {
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+type Result<T> = std::result::Result<T, VfsError>;
+
+/// A panic in one request must not take the queue's thread with it.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        tracing::error!("a request panicked; it was answered with EIO");
+        Err(io::Error::other("panic").into())
+    })
+}
+
+impl Adapter {
+    pub fn new(vfs: Arc<Vfs>, runtime: Runtime, want_passthrough: bool) -> Self {
+        Self { vfs, runtime, passthrough: Arc::default(), want_passthrough }
+    }
+
+    /// Runs what may wait for the store, then replies.
+    fn later<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+        reply: impl FnOnce(Result<T>) + Send + 'static,
+    ) {
+        self.runtime.spawn(async move {
+            let done = AssertUnwindSafe(work).catch_unwind().await;
+            reply(done.unwrap_or_else(|_| Err(io::Error::other("panic").into())));
+        });
+    }
+
+    fn fopen_flags(open_as: &OpenAs) -> FopenFlags {
+        match open_as {
+            OpenAs::Passthrough(_) | OpenAs::CachedKeep => FopenFlags::FOPEN_KEEP_CACHE,
+            OpenAs::Cached => FopenFlags::empty(),
+            OpenAs::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        }
+    }
+
+    fn backing(
+        &self,
+        ino: u64,
+        opened: &Opened,
+        register: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        match &opened.open_as {
+            OpenAs::Passthrough(file) => self.passthrough.attach((ino, opened.fh), file, register),
+            OpenAs::CachedKeep | OpenAs::Cached | OpenAs::Direct => None,
+        }
+    }
+
+    fn reply_open(&self, ino: u64, opened: Result<Opened>, reply: ReplyOpen) {
+        match opened {
+            Ok(opened) => {
+                let fh = FileHandle(opened.fh);
+                match self.backing(ino, &opened, |file| reply.open_backing(file)) {
+                    Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
+                    None => reply.opened(fh, Self::fopen_flags(&opened.open_as)),
+                }
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+}
+
+fn reply_entry(ttl: Duration, entry: Result<Attr>, reply: ReplyEntry) {
+    match entry {
+        Ok(a) => reply.entry_with_ttls(&ttl, &ATTR_TTL, &file_attr(&a), Generation(0)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn reply_attr(attr: Result<Attr>, reply: ReplyAttr) {
+    match attr {
+        Ok(a) => reply.attr(&ATTR_TTL, &file_attr(&a)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn reply_empty(done: Result<()>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn writes(flags: OpenFlags) -> bool {
+    flags.acc_mode() != OpenAccMode::O_RDONLY
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let useful = [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_ASYNC_DIO,
+        ];
+        for flag in useful {
+            // One that the kernel lacks is done without.
+            let _ = config.add_capabilities(flag);
+        }
+        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_background(256);
+        let _ = config.set_congestion_threshold(192);
+        if self.want_passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok()
+        {
+            self.passthrough.enable();
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if !self.vfs.is_remote(parent.0) {
+            let entry = guarded(|| self.vfs.lookup_local(parent.0, name));
+            return reply_entry(ENTRY_TTL, entry, reply);
+        }
+        let (vfs, name) = (self.vfs.clone(), name.to_owned());
+        self.later(
+            async move { vfs.lookup_remote(parent.0, &name).await },
+            |entry| reply_entry(ARCHIVE_TTL, entry, reply),
+        );
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.vfs.forget(ino.0, nlookup);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if !self.vfs.is_remote(ino.0) {
+            return reply_attr(guarded(|| self.vfs.tree(ino.0)?.getattr(ino.0)), reply);
+        }
+        let vfs = self.vfs.clone();
+        self.later(async move { vfs.getattr_remote(ino.0).await }, |a| reply_attr(a, reply));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let attrs = AttrChange {
+            mode: mode.map(|m| m & 0o7777),
+            uid,
+            gid,
+            atime_ns: atime.map(nanos),
+            mtime_ns: mtime.map(nanos),
+        };
+        let change = SetAttr { size_bytes: size, attrs };
+        reply_attr(guarded(|| self.vfs.tree(ino.0)?.setattr(ino.0, &change)), reply);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        use std::os::unix::ffi::OsStrExt as _;
+        match guarded(|| self.vfs.tree(ino.0)?.readlink(ino.0)) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, mode, rdev, caller(req)));
+        reply_entry(ENTRY_TTL, made, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = guarded(|| self.vfs.tree(parent.0)?.mkdir(parent.0, name, mode, caller(req)));
+        reply_entry(ENTRY_TTL, made, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(guarded(|| self.vfs.tree(parent.0)?.unlink(parent.0, name)), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(guarded(|| self.vfs.tree(parent.0)?.rmdir(parent.0, name)), reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let made = guarded(|| self.vfs.tree(parent.0)?.symlink(parent.0, name, target, caller(req)));
+        reply_entry(ENTRY_TTL, made, reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
+        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        let done = guarded(|| {
+            let tree = self.vfs.tree(parent.0)?;
+            self.vfs.tree(newparent.0)?;
+            tree.rename((parent.0, name), (newparent.0, newname), no_replace)
+        });
+        reply_empty(done, reply);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let made = guarded(|| {
+            self.vfs.tree(newparent.0)?;
+            self.vfs.tree(ino.0)?.link(ino.0, newparent.0, newname)
+        });
+        reply_entry(ENTRY_TTL, made, reply);
+    }
+
+    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let write = writes(flags);
+        if !self.vfs.is_remote(ino.0) {
+            let opened = guarded(|| self.vfs.open_local(ino.0, write));
+            return self.reply_open(ino.0, opened, reply);
+        }
+        let vfs = self.vfs.clone();
+        self.later(
+            async move { vfs.open_remote(ino.0, write).await },
+            |opened| match opened {
+                Ok(o) => reply.opened(FileHandle(o.fh), Self::fopen_flags(&o.open_as)),
+                Err(e) => reply.error(errno(&e)),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
+            }
+            let space = &mut buffer[..size as usize];
+            match guarded(|| self.vfs.read(fh.0, offset, space, caller(req))) {
+                Ok(ReadReply::Filled(n)) => reply.data(&buffer[..n]),
+                Ok(ReadReply::Bytes(bytes)) => reply.data(&bytes),
+                Ok(ReadReply::Later(work)) => self.later(work, |bytes| match bytes {
+                    Ok(bytes) => reply.data(&bytes),
+                    Err(e) => reply.error(errno(&e)),
+                }),
+                Err(e) => reply.error(errno(&e)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match guarded(|| self.vfs.write(fh.0, offset, data)) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // Every write was answered with its own outcome: there is nothing left to fail late.
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.passthrough.detach(fh.0);
+        self.vfs.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let vfs = self.vfs.clone();
+        self.runtime.spawn_blocking(move || {
+            reply_empty(guarded(|| vfs.fsync(fh.0, datasync)), reply);
+        });
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let answer = |fh: Result<u64>, reply: ReplyOpen| match fh {
+            Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
+            Err(e) => reply.error(errno(&e)),
+        };
+        if !self.vfs.is_remote(ino.0) {
+            return answer(guarded(|| self.vfs.opendir_local(ino.0)), reply);
+        }
+        let vfs = self.vfs.clone();
+        self.later(async move { vfs.opendir_remote(ino.0).await }, move |fh| answer(fh, reply));
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let handle = match self.vfs.entries(fh.0) {
+            Ok(handle) => handle,
+            Err(e) => return reply.error(errno(&e)),
+        };
+        let Handle::Dir(entries) = &*handle else { return reply.error(Errno::EBADF) };
+        let dots = [(".", ino.0), ("..", ino.0)];
+        let dots = dots.iter().map(|(n, i)| (OsStr::new(*n), *i, fuser::FileType::Directory));
+        let rest = entries.iter().map(|e| (e.name.as_os_str(), e.ino, file_type(e.kind)));
+        for (at, (name, ino, kind)) in dots.chain(rest).enumerate().skip(offset as usize) {
+            if reply.add(INodeNo(ino), at as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let vfs = self.vfs.clone();
+        self.runtime.spawn_blocking(move || {
+            reply_empty(guarded(|| vfs.tree(ino.0)?.sync_dir(ino.0)), reply);
+        });
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match guarded(|| self.vfs.statfs()) {
+            Ok(Some(s)) => reply.statfs(
+                s.f_blocks,
+                s.f_bfree,
+                s.f_bavail,
+                s.f_files,
+                s.f_ffree,
+                s.f_bsize as u32,
+                s.f_namemax as u32,
+                s.f_frsize as u32,
+            ),
+            Ok(None) => reply.statfs(0, 0, 0, 0, 0, 4096, 255, 4096),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let exclusive = flags & (rustix::fs::OFlags::EXCL.bits() as i32) != 0;
+        let mode = mode & 0o7777;
+        match guarded(|| self.vfs.create(parent.0, name, mode, exclusive, caller(req))) {
+            Ok((attr, opened)) => {
+                let (fh, attrs) = (FileHandle(opened.fh), file_attr(&attr));
+                let none = Generation(0);
+                match self.backing(attr.ino, &opened, |file| reply.open_backing(file)) {
+                    Some(id) => {
+                        let flags = FopenFlags::empty();
+                        reply.created_passthrough(&ATTR_TTL, &attrs, none, fh, flags, &id);
+                    }
+                    None => {
+                        let flags = Self::fopen_flags(&opened.open_as);
+                        reply.created(&ATTR_TTL, &attrs, none, fh, flags);
+                    }
+                }
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let done = guarded(|| self.vfs.fallocate(fh.0, mode as u32, offset, length));
+        reply_empty(done, reply);
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        const SEEK_DATA: i32 = 3;
+        const SEEK_HOLE: i32 = 4;
+        let hole = match whence {
+            SEEK_DATA => false,
+            SEEK_HOLE => true,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match guarded(|| self.vfs.seek(fh.0, from, hole)) {
+            Ok(at) => reply.offset(at as i64),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+}

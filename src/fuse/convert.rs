@@ -1,0 +1,61 @@
+//! Between the kernel's types and ours.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
+
+use crate::vfs::{Attr, Caller, Kind, VfsError};
+
+pub fn errno(e: &VfsError) -> Errno {
+    Errno::from_i32(e.errno())
+}
+
+pub fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::File => FileType::RegularFile,
+        Kind::Dir => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn time((secs, nanos): (i64, u32)) -> SystemTime {
+    let whole = Duration::from_secs(secs.unsigned_abs());
+    let base = if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    base.unwrap_or(UNIX_EPOCH) + Duration::from_nanos(u64::from(nanos))
+}
+
+pub fn file_attr(a: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino),
+        size: a.size_bytes,
+        blocks: a.blocks,
+        atime: time(a.atime),
+        mtime: time(a.mtime),
+        ctime: time(a.ctime),
+        crtime: UNIX_EPOCH,
+        kind: file_type(a.kind),
+        perm: a.mode,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: a.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+pub fn caller(req: &Request) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), tid: req.pid() }
+}
+
+pub fn nanos(t: TimeOrNow) -> u64 {
+    let at = match t {
+        TimeOrNow::SpecificTime(at) => at,
+        TimeOrNow::Now => SystemTime::now(),
+    };
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+}
