@@ -1,0 +1,164 @@
+//! An unmodified Kafka broker, one KRaft node, whose log dir the test chooses. Its metadata log lies elsewhere, on plain disk.
+
+use std::path::{Path, PathBuf};
+
+use super::children::{self, Running, free_port};
+use super::{ledger, wait_until};
+
+/// The cluster that every broker of the rig belongs to, unless told otherwise.
+pub const CLUSTER_ID: &str = "EverlogRigCluster00000";
+
+/// The newest Kafka of the rig.
+pub const KAFKA: &str = "4.3.1";
+/// The older Kafka of the rig.
+pub const KAFKA_OLD: &str = "3.9.1";
+
+/// A broker, running or stopped.
+pub struct Broker {
+    dir: PathBuf,
+    log_dir: PathBuf,
+    version: String,
+    port: u16,
+    controller_port: u16,
+    extra: Vec<String>,
+    process: Option<Running>,
+    runs: u32,
+}
+
+impl Broker {
+    /// Settings, metadata and logs go to `dir`, topics to `log_dir`. Formats the storage; does not start.
+    pub fn format(dir: &Path, log_dir: &Path, version: &str, extra: &[&str]) -> Self {
+        std::fs::create_dir_all(dir.join("metadata")).unwrap();
+        let extra = extra.iter().map(|s| (*s).to_owned()).collect();
+        let broker = Self {
+            dir: dir.to_owned(),
+            log_dir: log_dir.to_owned(),
+            version: version.to_owned(),
+            port: free_port(),
+            controller_port: free_port(),
+            extra,
+            process: None,
+            runs: 0,
+        };
+        broker.write_properties();
+        let mut format = children::java(version, "256m");
+        format
+            .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
+            .arg(broker.properties());
+        children::run(format, "formatting the broker's storage");
+        broker
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.dir.join("server.properties")
+    }
+
+    fn write_properties(&self) {
+        let mut text = include_str!("../../scripts/kafka/server.properties")
+            .replace("@PORT@", &self.port.to_string())
+            .replace("@CONTROLLER_PORT@", &self.controller_port.to_string())
+            .replace("@LOG_DIR@", &self.log_dir.display().to_string())
+            .replace("@METADATA_DIR@", &self.dir.join("metadata").display().to_string());
+        for line in &self.extra {
+            text.push_str(line);
+            text.push('\n');
+        }
+        std::fs::write(self.properties(), text).unwrap();
+    }
+
+    /// `host:port` for clients.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(&mut self) {
+        self.runs += 1;
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
+        let mut command = children::java(&self.version, "512m");
+        command.arg(format!(
+            "-Dlog4j2.configurationFile={}",
+            scripts.join("log4j2.properties").display()
+        ));
+        command.arg(format!(
+            "-Dlog4j.configuration=file:{}",
+            scripts.join("log4j.properties").display()
+        ));
+        command.arg("kafka.Kafka").arg(self.properties());
+        let log = self.dir.join(format!("broker-{}.out", self.runs));
+        let mut process = Running::start(command, "the broker", log);
+        wait_until("the broker to start", 120, || {
+            assert!(
+                process.ended().is_none(),
+                "the broker ended at its start:\n{}",
+                process.tail()
+            );
+            super::unless(process.output().contains("Kafka Server started"), || process.tail())
+        });
+        self.process = Some(process);
+    }
+
+    /// Process id of the running broker.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the broker does not run").pid()
+    }
+
+    /// What the present or last run has printed.
+    pub fn output(&self) -> String {
+        let log = self.dir.join(format!("broker-{}.out", self.runs));
+        String::from_utf8_lossy(&std::fs::read(log).unwrap()).into_owned()
+    }
+
+    /// Clean shutdown, as a service manager does it.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal(rustix::process::Signal::TERM);
+            process.wait(90);
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill9();
+        }
+    }
+
+    /// SIGKILL without waiting for the end.
+    pub fn kill9_at_once(&mut self) {
+        if let Some(process) = &self.process {
+            process.signal(rustix::process::Signal::KILL);
+        }
+    }
+
+    /// `--create`, `--delete` or `--alter` a topic.
+    pub fn topic(&self, action: &str, topic: &str, partitions: u32, config: &[&str]) {
+        let mut command = ledger::tool("topic");
+        command.args([action, "--bootstrap", &self.bootstrap(), "--topic", topic]);
+        command.args(["--partitions", &partitions.to_string()]);
+        for pair in config {
+            command.args(["--config", pair]);
+        }
+        children::run(command, &format!("topic {action} {topic}"));
+    }
+
+    /// Lines at level ERROR or FATAL that this run has printed.
+    pub fn errors(&self) -> Vec<String> {
+        let output = self.output();
+        output
+            .lines()
+            .filter(|l| l.contains(" ERROR ") || l.contains(" FATAL "))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// Runs Kafka's `DumpLogSegments` on one file and returns what it prints.
+pub fn dump_log_segments(file: &Path) -> String {
+    let mut command = children::java(KAFKA, "256m");
+    command
+        .arg("org.apache.kafka.tools.DumpLogSegments")
+        .args(["--deep-iteration", "--files"])
+        .arg(file);
+    children::run(command, "DumpLogSegments")
+}
