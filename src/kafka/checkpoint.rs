@@ -171,6 +171,3 @@ pub fn parse_partition_metadata(bytes: &[u8]) -> Result<TopicId, CheckpointError
 pub fn render_partition_metadata(topic_id: &TopicId) -> String {
     format!("{METADATA_VERSION}\n{METADATA_TOPIC_ID}{topic_id}")
 }
-
-#[cfg(test)]
-mod tests;
