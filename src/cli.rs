@@ -1,1 +1,63 @@
-//! (being written)
+//! The command line: arguments as typed, then configuration, then objects. The only place that builds
+//! things and that decides an exit code: 0 done, 1 failed, 2 usage, 3 found damage.
+
+mod archive;
+mod args;
+mod background;
+mod broker;
+mod doctor;
+mod error;
+mod mountpoint;
+mod objects;
+mod reader_mount;
+mod serve;
+mod status;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+pub use error::CliError;
+
+/// Parses the process's arguments, does what they say, prints one line on failure.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let done = match cli.command {
+        Command::Mount(args) => mount(args),
+        Command::Archive(args) => archive::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // A background mount has said it already.
+            if !e.message.is_empty() {
+                eprintln!("everlog: {}", e.message);
+            }
+            ExitCode::from(e.code)
+        }
+    }
+}
+
+fn mount(args: args::MountArgs) -> Result<(), CliError> {
+    if !args.foreground && !background::is_child() {
+        return background::spawn();
+    }
+    match (&args.data, &args.cache) {
+        (Some(data), None) => broker::run(&args, data),
+        (None, Some(cache)) => reader_mount::run(&args, cache),
+        _ => Err(CliError::usage(
+            "mount needs either --data DIR (broker mount) or --cache DIR (read-only archive mount)",
+        )),
+    }
+}

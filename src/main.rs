@@ -1,1 +1,5 @@
-fn main(){}
+//! The `everlog` command.
+
+fn main() -> std::process::ExitCode {
+    everlog::cli::main()
+}

@@ -1,0 +1,75 @@
+//! Building the store and checking, before anything is served, that it is the right one.
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+
+use super::CliError;
+use super::args::{StoreArgs, TopicArgs};
+use crate::store::{self, IdentityError, Store, StoreIdentity, StoreOptions, StoreUrl};
+
+/// Parses the URL and builds the client. Contacts nothing.
+pub fn store(args: &StoreArgs) -> Result<Store, CliError> {
+    let url: StoreUrl = args.store.parse()?;
+    let options = StoreOptions { single_writer: args.single_writer, ..StoreOptions::default() };
+    Ok(Store::open(&url, options)?)
+}
+
+/// What the store answered about itself.
+pub enum Answer {
+    /// It works; its identity, if it has been used before.
+    Works(Option<StoreIdentity>),
+    /// It did not answer.
+    Away(String),
+}
+
+/// Asks the store for its identity.
+pub async fn ask(store: &Store) -> Result<Answer, CliError> {
+    match store::read_identity(store).await {
+        Ok(identity) => Ok(Answer::Works(identity)),
+        Err(IdentityError::Store(e)) => Ok(Answer::Away(e.to_string())),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The whole check of a store that is used for the first time.
+pub async fn probe(store: &Store) -> Result<Option<StoreIdentity>, CliError> {
+    store::probe(store).await?;
+    match ask(store).await? {
+        Answer::Works(identity) => Ok(identity),
+        Answer::Away(why) => Err(CliError::failed(why)),
+    }
+}
+
+/// Refuses a store of another Kafka cluster.
+pub fn check_cluster(
+    identity: Option<&StoreIdentity>,
+    cluster_id: Option<&str>,
+) -> Result<(), CliError> {
+    match (identity, cluster_id) {
+        (Some(identity), Some(ours)) if identity.cluster_id != ours => {
+            Err(IdentityError::Foreign { expected: ours.to_owned(), found: identity.cluster_id.clone() }
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The cluster id in a log dir's `meta.properties`, if the broker has formatted it.
+pub fn cluster_id(log_dir: &std::path::Path) -> Option<String> {
+    use crate::kafka::{names, properties};
+    let bytes = std::fs::read(log_dir.join(names::META_PROPERTIES)).ok()?;
+    properties::parse_meta_properties(&bytes).ok()?.cluster_id
+}
+
+/// Patterns of topic names.
+pub fn patterns(args: &TopicArgs) -> Result<(GlobSet, GlobSet), CliError> {
+    let set = |patterns: &[String], option: &str| {
+        let mut builder = GlobSetBuilder::new();
+        for pattern in patterns {
+            let glob = Glob::new(pattern)
+                .map_err(|e| CliError::usage(format!("{option} {pattern:?} is no pattern: {e}")))?;
+            builder.add(glob);
+        }
+        builder.build().map_err(|e| CliError::usage(format!("{option}: {e}")))
+    };
+    Ok((set(&args.include, "--include")?, set(&args.exclude, "--exclude")?))
+}
