@@ -22,7 +22,7 @@ pub use archive::ArchiveTree;
 pub use attr::{Attr, Kind};
 pub use chains::ArchiveIndex;
 pub use error::VfsError;
-pub use handles::{Handle, OpenAs, Opened, ReadReply};
+pub use handles::{Handle, OpenAs, Opened, ReadReply, log_source};
 pub use local::{Caller, DirEntry, LocalTree, SetAttr};
 pub use nodes::ROOT;
 

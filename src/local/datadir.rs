@@ -110,25 +110,29 @@ impl DataDir {
         tried.map_err(|e| io_error(&self.root, "write to it", e))
     }
 
+    /// Whether nothing is there yet, or an empty directory. Changes nothing.
+    pub fn is_unused(root: &Path) -> Result<bool, DataDirError> {
+        match std::fs::read_dir(root) {
+            Ok(mut entries) => Ok(entries.next().is_none()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(e) => Err(io_error(root, "list it", e)),
+        }
+    }
+
+    /// What can change the identity document while the directory is in use elsewhere.
+    #[must_use]
+    pub fn identity_keeper(&self) -> IdentityKeeper {
+        IdentityKeeper(self.identity_path())
+    }
+
     /// The identity document; `None` when it was never mounted.
     pub fn identity(&self) -> Result<Option<Identity>, DataDirError> {
-        let path = self.identity_path();
-        match std::fs::read(&path) {
-            Ok(bytes) => envelope::decode(KIND, VERSION, &bytes)
-                .map(Some)
-                .map_err(|source| DataDirError::Identity { path, source }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(io_error(&path, "read it", e)),
-        }
+        self.identity_keeper().read()
     }
 
     /// Writes the identity document durably.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
-        let path = self.identity_path();
-        envelope::encode(KIND, VERSION, identity)
-            .map_err(io::Error::other)
-            .and_then(|bytes| durable::write_atomic(&path, &bytes))
-            .map_err(|e| io_error(&path, "write it", e))
+        self.identity_keeper().write(identity)
     }
 
     fn identity_path(&self) -> PathBuf {
@@ -169,6 +173,36 @@ impl DataDir {
     #[must_use]
     pub fn manifest(&self) -> PathBuf {
         self.root.join("manifest")
+    }
+}
+
+/// Reads and writes the identity document of a data directory that somebody has locked.
+#[derive(Clone, Debug)]
+pub struct IdentityKeeper(PathBuf);
+
+impl IdentityKeeper {
+    fn read(&self) -> Result<Option<Identity>, DataDirError> {
+        match std::fs::read(&self.0) {
+            Ok(bytes) => envelope::decode(KIND, VERSION, &bytes)
+                .map(Some)
+                .map_err(|source| DataDirError::Identity { path: self.0.clone(), source }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(io_error(&self.0, "read it", e)),
+        }
+    }
+
+    fn write(&self, identity: &Identity) -> Result<(), DataDirError> {
+        envelope::encode(KIND, VERSION, identity)
+            .map_err(io::Error::other)
+            .and_then(|bytes| durable::write_atomic(&self.0, &bytes))
+            .map_err(|e| io_error(&self.0, "write it", e))
+    }
+
+    /// Changes it durably.
+    pub fn update(&self, change: impl FnOnce(&mut Identity)) -> Result<(), DataDirError> {
+        let mut identity = self.read()?.unwrap_or_default();
+        change(&mut identity);
+        self.write(&identity)
     }
 }
 

@@ -18,6 +18,7 @@ use super::local::{Caller, DirEntry, read_full};
 use super::nodes::Node;
 use super::{Later, LogOpenMode, Vfs, VfsError};
 use crate::catalog::{LogFile, Piece};
+use crate::local::{Extent, Stub};
 use crate::read::{ObjectSource, ReadError, ReadHint, ReadStreams, Reader};
 use crate::store::names as objects;
 
@@ -192,7 +193,7 @@ impl Vfs {
     ) -> Result<ReadReply> {
         let pieces = log.plan_read(offset, buffer.len())?;
         if let [Piece::Archived(stub, extent, at, len)] = pieces.as_slice() {
-            let source = source_of(stub, extent);
+            let source = log_source(stub, extent);
             if let Some(bytes) = self.reader.try_cached(&source, streams, *at, *len) {
                 return Ok(ReadReply::Bytes(bytes));
             }
@@ -249,7 +250,9 @@ impl Vfs {
     }
 }
 
-fn source_of(stub: &crate::local::Stub, extent: &crate::local::Extent) -> ObjectSource {
+/// The object that an extent of a stub lies in.
+#[must_use]
+pub fn log_source(stub: &Stub, extent: &Extent) -> ObjectSource {
     let chain = stub.chain();
     ObjectSource {
         log_key: objects::log_key(&chain, extent.base_offset, &extent.upload_id),
@@ -270,7 +273,7 @@ async fn read_pieces(
     for piece in pieces {
         let bytes = match piece {
             Piece::Archived(stub, extent, at, len) => {
-                let source = source_of(stub, extent);
+                let source = log_source(stub, extent);
                 read_archived(reader, streams, &source, (*at, *len), caller).await?
             }
             Piece::Local(file, at, len) => {

@@ -1,0 +1,241 @@
+//! A broker mount: a log dir on local disk whose closed segments move to the store.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::args::{LogOpen, MountArgs};
+use super::objects::{self, Answer};
+use super::status::StatusSource;
+use super::{CliError, background, mountpoint, serve};
+use crate::cache::{BlockCache, CacheConfig};
+use crate::catalog::Catalog;
+use crate::clock::Clock;
+use crate::fuse::FuseConfig;
+use crate::local::DataDir;
+use crate::local::datadir::Identity;
+use crate::manifest::ManifestLog;
+use crate::read::{ReadConfig, ReadHint, ReadStreams, Reader};
+use crate::store::{Store, StoreIdentity};
+use crate::tier::{Fetch, Tier, TierConfig, TierDeps};
+use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, LogOpenMode, Vfs, VfsConfig, log_source};
+
+/// Runs until it is unmounted.
+pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
+    let mountpoint = mountpoint::check(&args.mountpoint)?;
+    mountpoint::check_apart(&mountpoint, data, "data directory")?;
+    let patterns = objects::patterns(&args.topics)?;
+    let store = objects::store(&args.store)?;
+    let runtime = serve::runtime()?;
+    let clock = Clock::system();
+    let data = open_data(data, &store, &runtime, &clock)?;
+    if background::is_child() {
+        background::detach();
+    }
+    let log = serve::start_log(args, &data.root().join("everlog.log"))?;
+    let nofile = serve::raise_nofile();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), data = %data.root().display(), store = %store.url(), nofile, "starting a broker mount");
+    note_mount(&data, &mountpoint);
+
+    let parts = build(args, &data, store, patterns, &runtime, &clock)?;
+    let tier = parts.tier.clone();
+    let (stop, stopped) = watch::channel(false);
+    let engine = runtime.spawn(tier.run(stopped));
+    let config = FuseConfig {
+        source: format!("everlog:{}", data.root().display()),
+        threads: usize::from(args.threads),
+        passthrough: !args.no_passthrough,
+        read_only: false,
+    };
+    let served = serve::serve(parts.vfs, &runtime, &mountpoint, &config, &log);
+    let _ = stop.send(true);
+    let _ = runtime.block_on(engine);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    drop(data);
+    served
+}
+
+/// `everlog status --data` finds the mount by this.
+fn note_mount(data: &DataDir, mountpoint: &Path) {
+    let text = format!("{}\n", mountpoint.display());
+    if let Err(e) = std::fs::write(data.root().join("mountpoint"), text) {
+        tracing::warn!(error = %e, "cannot note the mount point for 'everlog status --data'");
+    }
+}
+
+/// Opens the data directory and makes sure that it and the store and the log dir belong together.
+fn open_data(
+    path: &Path,
+    store: &Store,
+    runtime: &tokio::runtime::Runtime,
+    clock: &Clock,
+) -> Result<DataDir, CliError> {
+    let first_time = !path.join("everlog.json").exists();
+    let found = if first_time && DataDir::is_unused(path)? {
+        // Before anything is made on disk: a wrong store leaves no trace.
+        Some(runtime.block_on(objects::probe(store))?)
+    } else {
+        None
+    };
+    let data = DataDir::open(path)?;
+    let url = store.url().to_string();
+    let cluster_id = objects::cluster_id(&data.hot());
+    let known = data.identity()?;
+    let found = match (found, &known) {
+        (Some(found), _) => found,
+        (None, None) => runtime.block_on(objects::probe(store))?,
+        (None, Some(known)) => match runtime.block_on(objects::ask(store))? {
+            Answer::Works(found) => found,
+            Answer::Away(why) if known.store_url == url => {
+                eprintln!("everlog: warning: {why}; mounting without the store, cold segments cannot be read until it is back");
+                None
+            }
+            Answer::Away(why) => {
+                return Err(CliError::failed(format!(
+                    "{why}; the data directory was used with {}, and whether this is the same store cannot be checked now",
+                    known.store_url
+                )));
+            }
+        },
+    };
+    objects::check_cluster(found.as_ref(), cluster_id.as_deref())?;
+    check_same_store(known.as_ref(), found.as_ref(), &url)?;
+    let identity = Identity {
+        store_url: url,
+        store_id: found.map(|f| f.store_id).or_else(|| known.as_ref().and_then(|k| k.store_id.clone())),
+        cluster_id: cluster_id.or_else(|| known.as_ref().and_then(|k| k.cluster_id.clone())),
+        created_ms: known.as_ref().map_or(clock.now_ms(), |k| k.created_ms),
+    };
+    if known.as_ref() != Some(&identity) {
+        data.set_identity(&identity)?;
+    }
+    Ok(data)
+}
+
+fn check_same_store(
+    known: Option<&Identity>,
+    found: Option<&StoreIdentity>,
+    url: &str,
+) -> Result<(), CliError> {
+    let Some(known) = known else { return Ok(()) };
+    let other = match (&known.store_id, found) {
+        (Some(ours), Some(found)) => *ours != found.store_id,
+        // Nothing was archived yet, or the store did not answer: the URL decides.
+        (None, _) => known.store_url != url,
+        // A store that we filled and that now has no identity has been emptied or is another one.
+        (Some(_), None) => known.store_url != url,
+    };
+    if other {
+        return Err(CliError::failed(format!(
+            "the data directory belongs to store {}, {url} is another one: mount with the first, or use a new data directory",
+            known.store_url
+        )));
+    }
+    Ok(())
+}
+
+struct Parts {
+    vfs: Arc<Vfs>,
+    tier: Arc<Tier>,
+}
+
+fn build(
+    args: &MountArgs,
+    data: &DataDir,
+    store: Store,
+    (include, exclude): (globset::GlobSet, globset::GlobSet),
+    runtime: &tokio::runtime::Runtime,
+    clock: &Clock,
+) -> Result<Parts, CliError> {
+    let catalog = Catalog::open(&data.hot(), &data.overlay())
+        .map_err(|e| CliError::failed(format!("log dir {}: {e}", data.hot().display())))?;
+    let catalog = Arc::new(catalog);
+    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, ..CacheConfig::default() };
+    let cache = Arc::new(BlockCache::open(&data.cache(), cache_config)?);
+    let read_config =
+        ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
+    let reader = Reader::new(store.clone(), cache.clone(), read_config, runtime.handle().clone());
+    let manifest = Arc::new(ManifestLog::new(Some(store.clone()), Some(data.manifest())));
+    let config = TierConfig {
+        hot_bytes: args.hot_bytes,
+        hot_age_ms: args.hot_age.map(|a| a.as_millis() as u64),
+        uploads_max: usize::from(args.store.uploads),
+        upload_bytes_per_s: args.store.upload_rate,
+        include,
+        exclude,
+        on_discard: args.on_discard.clone(),
+        ..TierConfig::default()
+    };
+    let cached = cache.clone();
+    let deps = TierDeps {
+        catalog: catalog.clone(),
+        store: store.clone(),
+        manifest,
+        spool: Some(data.spool()),
+        clock: clock.clone(),
+        store_id: data.identity()?.and_then(|i| i.store_id),
+        on_identity: Some(keep_identity(data)),
+        fetch: Some(fetch(reader.clone())),
+        cached_bytes: Some(Arc::new(move |key| cached.cached_bytes(key))),
+    };
+    let tier = Tier::new(config, deps);
+    let report = tier.recover().map_err(|e| CliError::failed(format!("cannot recover: {e}")))?;
+    tracing::info!(?report, "the data directory was read");
+
+    let remote = ManifestLog::new(Some(store.clone()), None);
+    let local = ManifestLog::new(None, Some(data.manifest()));
+    let archive = ArchiveTree::new(ArchiveIndex::new(remote, Some(local)), reader.clone());
+    let status = StatusSource {
+        mode: "broker",
+        store,
+        cache,
+        reader: reader.clone(),
+        tier: Some(tier.clone()),
+        clock: clock.clone(),
+    };
+    let tree = LocalTree::new(catalog, tier.clone());
+    let vfs = Vfs::new(Some(tree), archive, reader, status.text(), clock.clone(), vfs_config(args)?);
+    Ok(Parts { vfs: Arc::new(vfs), tier })
+}
+
+fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
+    let delay = match std::env::var("EVERLOG_TEST_WRITE_DELAY_MS") {
+        Ok(text) => text.parse().map_err(|_| {
+            CliError::usage(format!("EVERLOG_TEST_WRITE_DELAY_MS={text:?} is no number of milliseconds"))
+        })?,
+        Err(_) => 0,
+    };
+    let log_open_mode = match args.log_open {
+        LogOpen::Cached => LogOpenMode::Cached,
+        LogOpen::Direct => LogOpenMode::Direct,
+    };
+    Ok(VfsConfig { log_open_mode, write_delay: std::time::Duration::from_millis(delay) })
+}
+
+/// The store's identity, learnt at the first upload, is kept with the data.
+fn keep_identity(data: &DataDir) -> crate::tier::OnIdentity {
+    let keeper = data.identity_keeper();
+    Arc::new(move |found: &StoreIdentity| {
+        let kept = keeper.update(|known| {
+            known.store_id = Some(found.store_id.clone());
+            known.cluster_id = Some(found.cluster_id.clone());
+        });
+        if let Err(e) = kept {
+            tracing::error!(error = %e, "cannot note the store's identity in the data directory");
+        }
+    })
+}
+
+/// Archived bytes for a file that was written to while it was cold.
+fn fetch(reader: Arc<Reader>) -> Fetch {
+    let streams = Arc::new(ReadStreams::default());
+    Arc::new(move |stub, extent, at, len| {
+        let (reader, streams) = (reader.clone(), streams.clone());
+        Box::pin(async move {
+            let source = log_source(&stub, &extent);
+            let hint = ReadHint { broker: false };
+            reader.read(&source, &streams, at, len, hint).await.map_err(std::io::Error::other)
+        })
+    })
+}

@@ -1,0 +1,58 @@
+//! An archive mount: read-only, from a bucket alone, on any machine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::args::MountArgs;
+use super::objects::{self, Answer};
+use super::status::StatusSource;
+use super::{CliError, background, mountpoint, serve};
+use crate::cache::{BlockCache, CacheConfig};
+use crate::clock::Clock;
+use crate::fuse::FuseConfig;
+use crate::manifest::ManifestLog;
+use crate::read::{ReadConfig, Reader};
+use crate::vfs::{ArchiveIndex, ArchiveTree, LogOpenMode, Vfs, VfsConfig};
+
+/// Runs until it is unmounted.
+pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
+    let mountpoint = mountpoint::check(&args.mountpoint)?;
+    mountpoint::check_apart(&mountpoint, cache_dir, "cache directory")?;
+    let store = objects::store(&args.store)?;
+    let runtime = serve::runtime()?;
+    let clock = Clock::system();
+    if let Answer::Away(why) = runtime.block_on(objects::ask(&store))? {
+        return Err(CliError::failed(why));
+    }
+    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, ..CacheConfig::default() };
+    let cache = Arc::new(BlockCache::open(cache_dir, cache_config)?);
+    if background::is_child() {
+        background::detach();
+    }
+    let log = serve::start_log(args, &cache_dir.join("everlog.log"))?;
+    serve::raise_nofile();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), cache = %cache_dir.display(), store = %store.url(), "starting an archive mount");
+
+    let read_config =
+        ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
+    let reader = Reader::new(store.clone(), cache.clone(), read_config, runtime.handle().clone());
+    let index = ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
+    let archive = ArchiveTree::new(index, reader.clone());
+    let source = format!("everlog:{}", store.url());
+    let status =
+        StatusSource { mode: "archive", store, cache, reader: reader.clone(), tier: None, clock: clock.clone() };
+    let config = VfsConfig {
+        log_open_mode: LogOpenMode::Direct,
+        write_delay: std::time::Duration::ZERO,
+    };
+    let vfs = Arc::new(Vfs::new(None, archive, reader, status.text(), clock, config));
+    let fuse = FuseConfig {
+        source,
+        threads: usize::from(args.threads),
+        passthrough: false,
+        read_only: true,
+    };
+    let served = serve::serve(vfs, &runtime, &mountpoint, &fuse, &log);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    served
+}
