@@ -10,3 +10,8 @@ pub mod index;
 pub mod names;
 pub mod properties;
 pub mod scan;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

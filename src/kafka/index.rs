@@ -166,43 +166,78 @@ fn fault(entry: usize, reason: String) -> IndexFault {
     IndexFault { entry, reason }
 }
 
-/// Whether every look-up in `.index` bytes (trimmed) of this segment finds its batch.
+/// Whether every look-up in an `.index` finds its batch, judged while the `.log` goes by.
 ///
 /// An entry is good when its position is a batch's start and its offset is not before that batch
 /// and not behind the log. Older brokers name the last offset of several appended batches: good too.
+#[derive(Clone, Debug)]
+pub struct IndexCheck<'a> {
+    base_offset: i64,
+    entries: &'a [u8],
+    next: usize,
+    last_offset: i64,
+    fault: Option<IndexFault>,
+}
+
+impl<'a> IndexCheck<'a> {
+    /// Of an `.index`, trimmed. Fails at once when the entries alone are impossible.
+    pub fn new(bytes: &'a [u8], base_offset: i64) -> Result<Self, IndexFault> {
+        let entries = entries(bytes, IndexKind::Offset)?;
+        Ok(Self { base_offset, entries, next: 0, last_offset: base_offset, fault: None })
+    }
+
+    fn entry(&self, at: usize) -> Option<(i64, i64)> {
+        let entry = self.entries.chunks_exact(8).nth(at)?;
+        Some((self.base_offset + i64::from(be32(entry)), i64::from(be32(&entry[4..]))))
+    }
+
+    /// The next batch in file order.
+    pub fn batch(&mut self, batch: &BatchInfo) {
+        self.last_offset = batch.header.last_offset;
+        let Some((offset, position)) = self.entry(self.next) else { return };
+        if position > i64::from(batch.position) {
+            return;
+        }
+        let first = batch.header.base_offset;
+        let reason = if position < i64::from(batch.position) {
+            format!("no batch begins at position {position}")
+        } else if offset < first {
+            format!("offset {offset} is before its batch at {first}")
+        } else {
+            self.next += 1;
+            return;
+        };
+        self.fault.get_or_insert(fault(self.next, reason));
+    }
+
+    /// The log's end: the verdict.
+    pub fn finish(self) -> Result<(), IndexFault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if let Some((_, position)) = self.entry(self.next) {
+            return Err(fault(self.next, format!("no batch begins at position {position}")));
+        }
+        let newest = self.next.checked_sub(1).and_then(|at| Some((at, self.entry(at)?.0)));
+        match newest {
+            Some((at, offset)) if offset > self.last_offset => Err(fault(
+                at,
+                format!("offset {offset} is behind the log's last, {}", self.last_offset),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `IndexCheck` over a list of batches.
 pub fn validate_index(
     bytes: &[u8],
     base_offset: i64,
     batches: impl IntoIterator<Item = BatchInfo>,
 ) -> Result<(), IndexFault> {
-    let entries = entries(bytes, IndexKind::Offset)?;
-    let mut batches = batches.into_iter();
-    let mut last_offset = base_offset;
-    for (at, entry) in entries.chunks_exact(8).enumerate() {
-        let offset = base_offset + i64::from(be32(entry));
-        let position = i64::from(be32(&entry[4..]));
-        let found = batches.by_ref().inspect(|b| last_offset = b.header.last_offset);
-        let mut found = found.skip_while(|b| i64::from(b.position) < position);
-        let batch = found.next().filter(|b| i64::from(b.position) == position);
-        let Some(batch) = batch else {
-            return Err(fault(at, format!("no batch begins at position {position}")));
-        };
-        if offset < batch.header.base_offset {
-            return Err(fault(
-                at,
-                format!("offset {offset} is before its batch at {}", batch.header.base_offset),
-            ));
-        }
-    }
-    batches.for_each(|b| last_offset = b.header.last_offset);
-    let newest = entries.chunks_exact(8).map(|e| base_offset + i64::from(be32(e))).next_back();
-    match newest {
-        Some(offset) if offset > last_offset => Err(fault(
-            entries.len() / 8 - 1,
-            format!("offset {offset} is behind the log's last, {last_offset}"),
-        )),
-        _ => Ok(()),
-    }
+    let mut check = IndexCheck::new(bytes, base_offset)?;
+    batches.into_iter().for_each(|batch| check.batch(&batch));
+    check.finish()
 }
 
 /// Whether `.timeindex` bytes (trimmed) can belong to a segment of these offsets (`end` exclusive).
