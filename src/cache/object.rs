@@ -1,0 +1,377 @@
+//! One archived object's bytes on local disk: a sparse file, its block map, and who may touch them.
+//!
+//! Invariant: every block is checked against its expected CRC-32C whenever it is read and before it
+//! is filled. What the map promises is only a hint about where to look, so damage, a power loss or
+//! an eviction in between costs a fetch, never a wrong byte. Readers and fillers share `gate`;
+//! taking bytes away needs it alone.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use rustix::fs::FallocateFlags;
+
+use super::ledger::{CHUNK_BYTES, Name};
+use super::map::{self, BlockMap};
+use super::{Counters, FillError, Shared, scan};
+use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
+
+const CHUNK_BLOCKS: u64 = CHUNK_BYTES / BLOCK_BYTES;
+
+/// The two open files of an object.
+pub(super) struct Files {
+    pub data: File,
+    pub map: File,
+}
+
+/// A handle on one object in the cache. Holding it does not keep its bytes from being evicted.
+pub struct CachedObject {
+    name: Name,
+    map: BlockMap,
+    present: Vec<AtomicU64>,
+    files: Option<Files>,
+    /// Whether the object was given up: its files are unlinked and nothing more is filled.
+    gate: RwLock<bool>,
+    shared: Weak<Shared>,
+    counters: Arc<Counters>,
+}
+
+/// What the cache has of a range of blocks.
+#[derive(Debug, Default)]
+pub struct FoundBlocks {
+    /// Verified runs: number of the first block, and the bytes of whole blocks.
+    pub found: Vec<(u64, Bytes)>,
+    /// The rest, ascending.
+    pub missing: Vec<Range<u64>>,
+}
+
+impl CachedObject {
+    pub(super) fn new(map: BlockMap, files: Option<Files>, shared: &Arc<Shared>) -> Arc<Self> {
+        let mut words = vec![0u64; map.present.len().div_ceil(64)];
+        for (block, _) in map.present.iter().enumerate().filter(|(_, present)| **present) {
+            words[block / 64] |= 1 << (block % 64);
+        }
+        Arc::new(Self {
+            name: Name::of(&map.key),
+            map: BlockMap { present: Vec::new(), ..map },
+            present: words.into_iter().map(AtomicU64::new).collect(),
+            files,
+            gate: RwLock::new(false),
+            shared: Arc::downgrade(shared),
+            counters: Arc::clone(&shared.counters),
+        })
+    }
+
+    pub(super) fn name(&self) -> Name {
+        self.name
+    }
+
+    /// The object's key in the store.
+    #[must_use]
+    pub fn key(&self) -> &ObjectKey {
+        &self.map.key
+    }
+
+    /// The object's length.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.map.size_bytes
+    }
+
+    pub(super) fn is_of(&self, key: &ObjectKey, size_bytes: u64, aux: &Sha256) -> bool {
+        self.map.key == *key && self.map.size_bytes == size_bytes && self.map.aux_sha256 == *aux
+    }
+
+    fn is_present(&self, block: u64) -> bool {
+        let word = self.present.get((block / 64) as usize);
+        word.is_some_and(|w| w.load(Ordering::Acquire) >> (block % 64) & 1 == 1)
+    }
+
+    fn set_present(&self, block: u64, present: bool) {
+        let Some(word) = self.present.get((block / 64) as usize) else { return };
+        let bit = 1u64 << (block % 64);
+        if present {
+            word.fetch_or(bit, Ordering::AcqRel);
+        } else {
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+    }
+
+    fn sums_up(&self, block: u64, bytes: &[u8]) -> bool {
+        self.map.expected.get(block as usize) == Some(&crc32c::crc32c(bytes))
+    }
+
+    /// Bytes that the blocks take in the object.
+    fn span(&self, blocks: &Range<u64>) -> Range<u64> {
+        let end = (blocks.end * BLOCK_BYTES).min(self.map.size_bytes);
+        (blocks.start * BLOCK_BYTES).min(end)..end
+    }
+
+    fn clamp(&self, blocks: Range<u64>) -> Range<u64> {
+        let end = blocks.end.min(block_count(self.map.size_bytes));
+        blocks.start.min(end)..end
+    }
+
+    fn runs(&self, blocks: Range<u64>, present: bool) -> Vec<Range<u64>> {
+        let mut runs = Vec::new();
+        for block in self.clamp(blocks).filter(|&block| self.is_present(block) == present) {
+            push_block(&mut runs, block);
+        }
+        runs
+    }
+
+    /// The blocks of `blocks` that are not here, as runs. A block that is here may still turn out
+    /// to be damaged when it is read.
+    #[must_use]
+    pub fn missing(&self, blocks: Range<u64>) -> Vec<Range<u64>> {
+        self.runs(blocks, false)
+    }
+
+    /// Chunks of which at least one block is here.
+    pub(super) fn chunks(&self) -> Vec<u64> {
+        let mut chunks: Vec<u64> = self
+            .runs(0..u64::MAX, true)
+            .into_iter()
+            .flat_map(|run| run.start / CHUNK_BLOCKS..(run.end - 1) / CHUNK_BLOCKS + 1)
+            .collect();
+        chunks.dedup();
+        chunks
+    }
+
+    /// Exactly `len` bytes at `offset`, or `None` when a block of them is not here, is damaged, or
+    /// lies beyond the end.
+    #[must_use]
+    pub fn read(&self, offset: u64, len: usize) -> Option<Bytes> {
+        let end = offset.checked_add(len as u64).filter(|&end| end <= self.map.size_bytes)?;
+        if len == 0 {
+            return Some(Bytes::new());
+        }
+        let blocks = offset / BLOCK_BYTES..block_count(end);
+        if !blocks.clone().all(|block| self.is_present(block)) {
+            self.counters.misses.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let mut got = self.read_blocks(blocks);
+        let (first, bytes) = got.found.pop()?;
+        let from = (offset - first.checked_mul(BLOCK_BYTES)?.min(offset)) as usize;
+        let whole = got.found.is_empty() && got.missing.is_empty();
+        whole.then(|| bytes.slice(from..from + len))
+    }
+
+    /// Every verified block of `blocks` that is here; those that are not, or are damaged, are
+    /// `missing`. Never fails: an unreadable cache file is a miss.
+    #[must_use]
+    pub fn read_blocks(&self, blocks: Range<u64>) -> FoundBlocks {
+        let blocks = self.clamp(blocks);
+        let (mut found, mut suspects) = (Vec::new(), Vec::new());
+        if let Some(files) = &self.files {
+            let gate = self.gate.read();
+            for run in self.runs(blocks.clone(), true) {
+                self.read_run(&files.data, run, &mut found, &mut suspects);
+            }
+            drop(gate);
+        }
+        suspects.iter().for_each(|&block| self.condemn(block));
+        let mut missing = Vec::new();
+        let mut at = blocks.start;
+        for (first, bytes) in &found {
+            push_range(&mut missing, at..*first);
+            at = first + block_count(bytes.len() as u64);
+        }
+        push_range(&mut missing, at..blocks.end);
+        let counter =
+            if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(shared) = self.shared.upgrade() {
+            let chunks = found.iter().flat_map(|(first, bytes)| {
+                let last = first + block_count(bytes.len() as u64).saturating_sub(1);
+                first / CHUNK_BLOCKS..last / CHUNK_BLOCKS + 1
+            });
+            shared.ledger.lock().touch(self.name, chunks);
+        }
+        FoundBlocks { found, missing }
+    }
+
+    fn read_run(
+        &self,
+        data: &File,
+        run: Range<u64>,
+        found: &mut Vec<(u64, Bytes)>,
+        suspects: &mut Vec<u64>,
+    ) {
+        let span = self.span(&run);
+        let mut buffer = vec![0; (span.end - span.start) as usize];
+        let got = read_up_to(data, &mut buffer, span.start);
+        let mut good: Vec<Range<u64>> = Vec::new();
+        for (block, bytes) in run.clone().zip(buffer.chunks(BLOCK_BYTES as usize)) {
+            let end = (block - run.start) as usize * BLOCK_BYTES as usize + bytes.len();
+            if end <= got && self.sums_up(block, bytes) {
+                push_block(&mut good, block);
+            } else {
+                suspects.push(block);
+            }
+        }
+        let buffer = Bytes::from(buffer);
+        for part in good {
+            let bytes = self.span(&part);
+            let slice = (bytes.start - span.start) as usize..(bytes.end - span.start) as usize;
+            found.push((part.start, buffer.slice(slice)));
+        }
+    }
+
+    /// Looks again, alone, at a block that did not sum up, and strikes it if it still does not.
+    fn condemn(&self, block: u64) {
+        let Some(files) = &self.files else { return };
+        let _alone = self.gate.write();
+        if !self.is_present(block) {
+            return;
+        }
+        let span = self.span(&(block..block + 1));
+        let mut buffer = vec![0; (span.end - span.start) as usize];
+        let got = read_up_to(&files.data, &mut buffer, span.start);
+        if got == buffer.len() && self.sums_up(block, &buffer) {
+            return;
+        }
+        self.set_present(block, false);
+        self.counters.damaged_blocks.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(object = %self.map.key, block, "damaged block in the cache: it is fetched again");
+        if let Err(e) = self.write_entries(files, block..block + 1, false) {
+            tracing::warn!(object = %self.map.key, block, error = %e, "cannot strike the block from its map");
+        }
+    }
+
+    fn write_entries(&self, files: &Files, blocks: Range<u64>, filled: bool) -> io::Result<()> {
+        let expected = &self.map.expected[blocks.start as usize..blocks.end as usize];
+        let bytes = map::entries(blocks.start, expected, filled);
+        files.map.write_all_at(&bytes, map::entry_position(blocks.start))
+    }
+
+    /// Stores whole blocks from `first_block` on; the object's last block may be short.
+    ///
+    /// `Damaged`: a block is not what the archive says; nothing of `data` may be used. `Bypass`:
+    /// the bytes are right but could not be kept; the caller serves them from memory.
+    pub fn fill(&self, first_block: u64, data: &[u8]) -> Result<(), FillError> {
+        let blocks = first_block..first_block + block_count(data.len() as u64);
+        let span = self.span(&blocks);
+        if data.is_empty() || span.end - span.start != data.len() as u64 {
+            return Err(FillError::NotBlocks { first_block, len: data.len() });
+        }
+        for (block, bytes) in blocks.clone().zip(data.chunks(BLOCK_BYTES as usize)) {
+            if !self.sums_up(block, bytes) {
+                return Err(FillError::Damaged { block });
+            }
+        }
+        let bypass = |why: &str| FillError::Bypass { why: why.to_owned() };
+        let files = self.files.as_ref().ok_or_else(|| bypass("the cache has no files for it"))?;
+        let shared = self.shared.upgrade().ok_or_else(|| bypass("the cache is closed"))?;
+        let absent = self.missing(blocks.clone());
+        let bytes: u64 = absent.iter().map(|run| self.span(run)).map(|s| s.end - s.start).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let room = shared.reserve(bytes).ok_or_else(|| bypass("it does not fit the budget"))?;
+        let written = self.write_blocks(files, span.start, data, &absent);
+        shared.account(self);
+        let mut ledger = shared.ledger.lock();
+        ledger.touch(self.name, blocks.start / CHUNK_BLOCKS..(blocks.end - 1) / CHUNK_BLOCKS + 1);
+        drop(ledger);
+        drop(room);
+        shared.shrink();
+        match written {
+            Ok(true) => {
+                self.counters.filled_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(false) => Err(bypass("it was removed meanwhile")),
+            Err(e) => Err(bypass(&e.to_string())),
+        }
+    }
+
+    /// False: the object was given up meanwhile.
+    fn write_blocks(
+        &self,
+        files: &Files,
+        data_start: u64,
+        data: &[u8],
+        absent: &[Range<u64>],
+    ) -> io::Result<bool> {
+        let given_up = self.gate.read();
+        if *given_up {
+            return Ok(false);
+        }
+        for run in absent {
+            let span = self.span(run);
+            let part = (span.start - data_start) as usize..(span.end - data_start) as usize;
+            files.data.write_all_at(&data[part], span.start)?;
+            self.write_entries(files, run.clone(), true)?;
+            run.clone().for_each(|block| self.set_present(block, true));
+        }
+        Ok(true)
+    }
+
+    /// Gives a chunk's space back: its states first, then its bytes. Number of bytes that were here.
+    pub(super) fn punch(&self, chunk: u64) -> io::Result<u64> {
+        let Some(files) = &self.files else { return Ok(0) };
+        let blocks = self.clamp(chunk * CHUNK_BLOCKS..(chunk + 1) * CHUNK_BLOCKS);
+        let _alone = self.gate.write();
+        let here = self.runs(blocks.clone(), true);
+        blocks.clone().for_each(|block| self.set_present(block, false));
+        self.write_entries(files, blocks, false)?;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&files.data, flags, chunk * CHUNK_BYTES, CHUNK_BYTES)?;
+        Ok(here.iter().map(|run| self.span(run)).map(|s| s.end - s.start).sum())
+    }
+
+    /// Ends the object's life in the cache: nothing more is found in it or filled into it.
+    pub(super) fn give_up(&self) {
+        let mut given_up = self.gate.write();
+        *given_up = true;
+        self.present.iter().for_each(|word| word.store(0, Ordering::Release));
+        if let Some(files) = &self.files
+            && let Err(e) = files.data.set_len(0)
+        {
+            tracing::warn!(object = %self.map.key, error = %e, "cannot free a removed cache file before its last use");
+        }
+    }
+
+    pub(super) fn allocated_bytes(&self) -> io::Result<u64> {
+        let Some(files) = &self.files else { return Ok(0) };
+        let data = scan::allocated_bytes(&files.data.metadata()?);
+        Ok(data + scan::allocated_bytes(&files.map.metadata()?))
+    }
+}
+
+fn push_block(runs: &mut Vec<Range<u64>>, block: u64) {
+    match runs.last_mut() {
+        Some(run) if run.end == block => run.end = block + 1,
+        _ => runs.push(block..block + 1),
+    }
+}
+
+fn push_range(runs: &mut Vec<Range<u64>>, range: Range<u64>) {
+    if range.start < range.end {
+        runs.push(range);
+    }
+}
+
+/// Number of bytes read before the end of the file or an error.
+fn read_up_to(file: &File, buffer: &mut [u8], position: u64) -> usize {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read_at(&mut buffer[got..], position + got as u64) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot read a cache file");
+                break;
+            }
+        }
+    }
+    got
+}
