@@ -1,1 +1,24 @@
-//! (being written)
+//! The manifest: what is archived, and the only truth about it.
+//!
+//! A chain (one partition of one incarnation of a topic) is a sequence of immutable versions, each
+//! committed by putting an object under the next number, which succeeds for one writer only. What no
+//! version names does not exist. Checkpoints and the head only make reading fast: losing them costs
+//! requests, not truth. Every version learned is copied to local disk, durably, before anybody may
+//! act on it.
+
+pub mod aux;
+pub mod chain;
+mod checkpoint;
+mod documents;
+mod error;
+mod load;
+pub mod log;
+mod mirror;
+#[cfg(test)]
+mod tests;
+
+pub use aux::{Aux, AuxBuilder, AuxError, BlockHash};
+pub use chain::{Chain, ChainError, Change, Gap, Item};
+pub use error::ManifestError;
+pub use load::Loaded;
+pub use log::{ChainListing, CommitOutcome, ManifestLog};

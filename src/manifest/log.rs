@@ -1,0 +1,348 @@
+//! `ManifestLog`: loads chains, follows them, commits to them.
+//!
+//! A commit is one request whatever the length of the chain: put-if-absent of the next version.
+//! Its outcome is believed only when the store confirms it, and reported only when the version is
+//! durable in the mirror. A call that is dropped half-way leaves the chain in memory at its old
+//! version; the next commit or refresh then finds what happened.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::clock::{random_hex_32, random_u64};
+use crate::store::names::{self, ManifestName};
+use crate::store::{PutOutcome, Store, StoreError, StoreErrorKind};
+use crate::types::ChainId;
+use crate::types::envelope::EnvelopeError;
+
+use super::chain::{Chain, ChainError, Change, CheckpointRef};
+use super::checkpoint;
+use super::documents::{
+    CHANGES_MAX, CHECKPOINT_EVERY, Delta, Document, HEAD_EVERY, Head, Marker,
+};
+use super::error::ManifestError;
+use super::load::{self, Copies, Loaded, Source};
+use super::mirror::Mirror;
+
+/// How a commit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// The chain contains the changes, in the store and durably in the mirror.
+    Committed,
+    /// Somebody else committed first; the chain was refreshed. Plan again on it.
+    Conflict,
+}
+
+/// A chain as its marker shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainListing {
+    /// The chain.
+    pub id: ChainId,
+    /// When it was registered first, milliseconds since the epoch.
+    pub created_ms: u64,
+}
+
+/// Chains in one store.
+const CHAINS_MAX: usize = 10_000_000;
+
+/// The manifests of one store, with their copies on local disk. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct ManifestLog {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Option<Store>,
+    mirror: Option<Mirror>,
+    writer: String,
+    /// Chains that this process has registered.
+    registered: Mutex<HashSet<ChainId>>,
+}
+
+impl ManifestLog {
+    /// `mirror` is the data directory's `manifest/`; an archive mount has none. Without a store only
+    /// the mirror can be read. The writer's id is drawn here, one for each log.
+    #[must_use]
+    pub fn new(store: Option<Store>, mirror: Option<PathBuf>) -> Self {
+        let mirror = mirror.map(Mirror::new);
+        let (writer, registered) = (random_hex_32(), Mutex::default());
+        Self { inner: Arc::new(Inner { store, mirror, writer, registered }) }
+    }
+
+    /// What this log signs its versions with.
+    #[must_use]
+    pub fn writer(&self) -> &str {
+        &self.inner.writer
+    }
+
+    fn store(&self, id: &ChainId) -> Result<&Store, ManifestError> {
+        self.inner.store.as_ref().ok_or_else(|| ManifestError::NoStore(id.to_string()))
+    }
+
+    /// The chain from the store; empty when it was never committed to. Damage is an error.
+    pub async fn load(&self, id: &ChainId) -> Result<Chain, ManifestError> {
+        let Loaded { chain, damage } = self.load_readable(id).await?;
+        damage.map_or(Ok(chain), Err)
+    }
+
+    /// The chain from the store as far as it can be believed, for readers.
+    pub async fn load_readable(&self, id: &ChainId) -> Result<Loaded, ManifestError> {
+        let attempt = load::load(Source::Store(self.store(id)?), id).await?;
+        self.mirror_learned(&attempt.loaded.chain, attempt.copies).await?;
+        Ok(attempt.loaded)
+    }
+
+    /// The chain from the copies on local disk; `None` when there are none. Asks no store.
+    pub fn load_mirror(&self, id: &ChainId) -> Result<Option<Chain>, ManifestError> {
+        let Some(mirror) = &self.inner.mirror else { return Ok(None) };
+        if mirror.names(id)?.is_empty() {
+            return Ok(None);
+        }
+        // Nothing in it waits: the mirror is read in place.
+        let attempt = futures::executor::block_on(load::load(Source::Mirror(mirror), id))?;
+        match attempt.loaded.damage {
+            Some(ManifestError::Hole { version, newest, .. }) => {
+                // Versions behind a hole were never synced, so nobody was told of them.
+                tracing::warn!(chain = %id, version, newest, "the local manifest has a hole");
+                Ok(Some(attempt.loaded.chain))
+            }
+            Some(damage) => Err(damage),
+            None => Ok(Some(attempt.loaded.chain)),
+        }
+    }
+
+    /// Brings the chain up to date; one request when nothing is new. Returns whether something was.
+    pub async fn refresh(&self, chain: &mut Chain) -> Result<bool, ManifestError> {
+        let store = self.store(chain.id())?;
+        let source = Source::Store(store);
+        if load::fetch_delta(source, chain.id(), chain.version() + 1).await?.is_none() {
+            return Ok(false);
+        }
+        let mut next = chain.clone();
+        let mut copies = Vec::new();
+        let newest = chain.version() + 1;
+        let damage = load::follow(source, &mut next, newest, &mut copies).await?;
+        self.mirror_learned(&next, copies).await?;
+        let advanced = next.version() > chain.version();
+        *chain = next;
+        damage.map_or(Ok(advanced), Err)
+    }
+
+    /// Commits the changes as the chain's next version. `now_ms` is milliseconds since the epoch.
+    pub async fn commit(
+        &self,
+        chain: &mut Chain,
+        changes: Vec<Change>,
+        now_ms: u64,
+    ) -> Result<CommitOutcome, ManifestError> {
+        let refused = |why| ManifestError::Refused { chain: chain.id().to_string(), why };
+        if changes.is_empty() || changes.len() > CHANGES_MAX {
+            let count = changes.len();
+            return Err(refused(ChainError::Count { count, max: CHANGES_MAX }));
+        }
+        chain.check(&changes).map_err(refused)?;
+        if chain.version() == 0 {
+            self.register_chain(chain.id(), now_ms).await?;
+        }
+        let version = chain.version() + 1;
+        let writer = self.inner.writer.clone();
+        let delta = Delta { version, writer, committed_ms: now_ms, changes };
+        let name = ManifestName::Delta(version);
+        let bytes = encoded(&name.key(chain.id()), &delta)?;
+        if !self.put_version(chain, version, &bytes).await? {
+            return match self.refresh(chain).await? {
+                true => Ok(CommitOutcome::Conflict),
+                false => Err(self.unresolved(chain, version, "it exists and cannot be read")),
+            };
+        }
+        self.mirror_write(chain.id(), vec![(name.clone(), bytes)]).await?;
+        chain.advance(&delta.changes).map_err(|why| ManifestError::damaged(name, why))?;
+        self.after_commit(chain).await;
+        Ok(CommitOutcome::Committed)
+    }
+
+    /// Whether the version is ours. An error means that it is not known, or that nothing was written.
+    async fn put_version(
+        &self,
+        chain: &Chain,
+        version: u64,
+        bytes: &Bytes,
+    ) -> Result<bool, ManifestError> {
+        let store = self.store(chain.id())?;
+        let key = ManifestName::Delta(version).key(chain.id());
+        let failure = match store.put_if_absent(&key, bytes.clone()).await {
+            Ok(PutOutcome::Created) => return Ok(true),
+            // An earlier try of this very call may have made it.
+            Ok(PutOutcome::Exists) => None,
+            Err(error) if error.is_transient() => Some(error),
+            Err(error) => return Err(error.into()),
+        };
+        match (load::fetch_delta(Source::Store(store), chain.id(), version).await, failure) {
+            (Ok(Some(found)), _) => Ok(found == *bytes),
+            // It was not carried out, or not yet: a later try will find out.
+            (Ok(None), Some(error)) => Err(error.into()),
+            (Ok(None), None) => {
+                Err(self.unresolved(chain, version, "the store says both that it exists and not"))
+            }
+            (Err(ManifestError::Store(cause)), _) => {
+                Err(ManifestError::Unresolved { chain: chain.id().to_string(), version, cause })
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    fn unresolved(&self, chain: &Chain, version: u64, why: &str) -> ManifestError {
+        let key = ManifestName::Delta(version).key(chain.id());
+        let kind = StoreErrorKind::Unavailable;
+        let cause = StoreError::new(kind, crate::store::Op::Put, key.as_str(), why);
+        ManifestError::Unresolved { chain: chain.id().to_string(), version, cause }
+    }
+
+    /// What only makes reading faster: its failure is no failure of the commit.
+    async fn after_commit(&self, chain: &mut Chain) {
+        let version = chain.version();
+        if version.is_multiple_of(CHECKPOINT_EVERY)
+            && let Err(error) = self.write_checkpoint(chain).await
+        {
+            tracing::warn!(%error, chain = %chain.id(), version, "no checkpoint was written");
+        }
+        if version.is_multiple_of(HEAD_EVERY)
+            && let Err(error) = self.write_head(chain).await
+        {
+            tracing::debug!(%error, chain = %chain.id(), version, "the hint was not updated");
+        }
+    }
+
+    async fn write_checkpoint(&self, chain: &mut Chain) -> Result<(), ManifestError> {
+        let store = self.store(chain.id())?;
+        let name = ManifestName::Checkpoint(chain.version());
+        let key = name.key(chain.id());
+        let unencodable = |e: EnvelopeError| ManifestError::unreadable(&key, &e);
+        let plan = checkpoint::plan(chain, random_u64()).map_err(unencodable)?;
+        for (page, bytes) in &plan.new_pages {
+            store.put_overwrite(&page.key(chain.id()), bytes.clone()).await?;
+        }
+        let bytes = plan.root.encode().map_err(unencodable)?;
+        if store.put_if_absent(&key, bytes.clone()).await? == PutOutcome::Exists {
+            // Another log's, or ours by a lost reply. The deltas say the same; the next one counts.
+            return Ok(());
+        }
+        chain.checkpoint =
+            Some(CheckpointRef { version: chain.version(), pages: plan.root.pages.clone() });
+        chain.dirty.clear();
+        self.mirror_checkpoint(chain, plan.new_pages, (name, bytes)).await
+    }
+
+    async fn write_head(&self, chain: &Chain) -> Result<(), ManifestError> {
+        let checkpoint = chain.checkpoint.as_ref().map(|c| c.version);
+        let head = Head { version: chain.version(), checkpoint };
+        let key = ManifestName::Head.key(chain.id());
+        let bytes = encoded(&key, &head)?;
+        Ok(self.store(chain.id())?.put_overwrite(&key, bytes).await?)
+    }
+
+    /// Makes the chain visible to listings. A commit to an empty chain does this by itself.
+    pub async fn register_chain(&self, id: &ChainId, now_ms: u64) -> Result<(), ManifestError> {
+        if self.inner.registered.lock().contains(id) {
+            return Ok(());
+        }
+        let marker =
+            Marker { tp: id.tp.clone(), topic_id: id.topic_id.clone(), created_ms: now_ms };
+        let key = names::chain_marker_key(id, now_ms);
+        let bytes = encoded(&key, &marker)?;
+        self.store(id)?.put_if_absent(&key, bytes).await?;
+        self.inner.registered.lock().insert(id.clone());
+        Ok(())
+    }
+
+    /// All chains of the store, by one listing. A chain that was registered twice shows the earlier
+    /// time; names that are not markers are not chains.
+    pub async fn list_chains(&self) -> Result<Vec<ChainListing>, ManifestError> {
+        let store = self.inner.store.as_ref();
+        let store = store.ok_or_else(|| ManifestError::NoStore("any chain".to_owned()))?;
+        let mut found: BTreeMap<ChainId, u64> = BTreeMap::new();
+        for object in store.list(names::CHAINS_PREFIX, CHAINS_MAX).await? {
+            match names::parse_chain_marker(&object.key) {
+                Some((id, ms)) => {
+                    found.entry(id).and_modify(|first| *first = ms.min(*first)).or_insert(ms);
+                }
+                None => tracing::warn!(key = %object.key, "not the marker of a chain, ignored"),
+            }
+        }
+        Ok(found.into_iter().map(|(id, created_ms)| ChainListing { id, created_ms }).collect())
+    }
+
+    /// The chains that have copies on local disk.
+    pub fn mirror_chains(&self) -> Result<Vec<ChainId>, ManifestError> {
+        self.inner.mirror.as_ref().map_or_else(|| Ok(Vec::new()), Mirror::chains)
+    }
+
+    /// Copies what a load or refresh found. A checkpoint goes first and lets older copies go.
+    async fn mirror_learned(&self, chain: &Chain, copies: Copies) -> Result<(), ManifestError> {
+        let (deltas, derived): (Copies, Copies) =
+            copies.into_iter().partition(|(name, _)| matches!(name, ManifestName::Delta(_)));
+        let mut pages = derived;
+        match pages.pop() {
+            Some(root) => self.mirror_checkpoint(chain, pages, root).await?,
+            None => {}
+        }
+        self.mirror_write(chain.id(), deltas).await
+    }
+
+    async fn mirror_checkpoint(
+        &self,
+        chain: &Chain,
+        pages: Copies,
+        root: (ManifestName, Bytes),
+    ) -> Result<(), ManifestError> {
+        let (Some(_), Some(checkpoint)) = (&self.inner.mirror, &chain.checkpoint) else {
+            return Ok(());
+        };
+        let named: HashSet<String> = checkpoint.pages.iter().map(|p| p.name.clone()).collect();
+        let (id, version) = (chain.id().clone(), checkpoint.version);
+        self.on_disk(move |mirror| {
+            // Pages are durable before the root that names them. A page of an earlier checkpoint
+            // that was never copied (its write failed) leaves this one out as well.
+            mirror.write(&id, &pages)?;
+            let here: HashSet<String> =
+                mirror.names(&id)?.iter().map(ToString::to_string).collect();
+            if !named.is_subset(&here) {
+                return Ok(());
+            }
+            mirror.write(&id, &[root])?;
+            mirror.prune(&id, version, &named)
+        })
+        .await
+    }
+
+    async fn mirror_write(&self, id: &ChainId, copies: Copies) -> Result<(), ManifestError> {
+        if self.inner.mirror.is_none() || copies.is_empty() {
+            return Ok(());
+        }
+        let id = id.clone();
+        self.on_disk(move |mirror| mirror.write(&id, &copies)).await
+    }
+
+    async fn on_disk(
+        &self,
+        work: impl FnOnce(&Mirror) -> Result<(), ManifestError> + Send + 'static,
+    ) -> Result<(), ManifestError> {
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || inner.mirror.as_ref().map_or(Ok(()), work));
+        done.await.unwrap_or_else(|stopped| {
+            let cause = std::io::Error::other(stopped.to_string());
+            Err(ManifestError::Mirror { path: PathBuf::from("manifest"), cause })
+        })
+    }
+}
+
+fn encoded<D: Document>(
+    key: &crate::types::ObjectKey,
+    document: &D,
+) -> Result<Bytes, ManifestError> {
+    document.encode().map_err(|error| ManifestError::unreadable(key, &error))
+}
