@@ -29,9 +29,16 @@ pub struct Gap {
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     /// A segment at the chain's end; on an empty chain it sets the start.
-    Add(Arc<ArchivedSegment>),
-    /// A gap at the chain's end; on an empty chain it sets the start.
-    Gap(Gap),
+    Add(ArchivedSegment),
+    /// Offsets that the archive lacks, at the chain's end; on an empty chain they set the start.
+    Gap {
+        /// The first.
+        from_offset: i64,
+        /// One past the last.
+        to_offset: i64,
+        /// For people.
+        reason: String,
+    },
     /// The segments and gaps whose base lies in the range give way to these segments. What they
     /// leave uncovered becomes a gap.
     Replace {
@@ -40,7 +47,7 @@ pub enum Change {
         /// One past the last; a segment or gap ends here.
         to_offset: i64,
         /// Ascending, inside the range, not overlapping.
-        segments: Vec<Arc<ArchivedSegment>>,
+        segments: Vec<ArchivedSegment>,
     },
 }
 
@@ -169,11 +176,7 @@ impl Chain {
     ) -> Result<Self, ChainError> {
         let mut chain = Self::empty(id);
         for item in items {
-            let change = match item {
-                Item::Segment(segment) => Change::Add(segment),
-                Item::Gap(gap) => Change::Gap(gap),
-            };
-            chain.apply_one(&change)?;
+            chain.append(item)?;
         }
         chain.version = checkpoint.version;
         chain.checkpoint = Some(checkpoint);
@@ -239,6 +242,20 @@ impl Chain {
         (offset < gap.to_offset).then_some(gap)
     }
 
+    /// What overlaps `[from_offset, to_offset)`, ascending: its own range, and whether it is a gap.
+    pub fn overlapping(
+        &self,
+        from_offset: i64,
+        to_offset: i64,
+    ) -> impl Iterator<Item = (i64, i64, bool)> + '_ {
+        let segment = self.covering(from_offset).map(|s| s.base_offset);
+        let gap = self.gap_at(from_offset).map(|g| g.from_offset);
+        let first = segment.or(gap).unwrap_or(from_offset);
+        self.items_from(first).take_while(move |item| item.from_offset() < to_offset).map(|item| {
+            (item.from_offset(), item.to_offset(), matches!(item, Item::Gap(_)))
+        })
+    }
+
     /// Segments and gaps in the order of their offsets, from the tile at or behind `from_offset`.
     pub fn items_from(&self, from_offset: i64) -> impl Iterator<Item = Item> + '_ {
         let mut segments = self.segments.range(from_offset..).map(|(_, s)| s).peekable();
@@ -281,17 +298,27 @@ impl Chain {
     }
 
     fn apply_one(&mut self, change: &Change) -> Result<(), ChainError> {
-        let (from, to) = appended_range(change);
         match change {
-            Change::Add(segment) => {
-                check_append(self.end_offset(), from, to)?;
-                self.segments.insert(from, Arc::clone(segment));
+            Change::Add(segment) => self.append(Item::Segment(Arc::new(segment.clone()))),
+            Change::Gap { from_offset, to_offset, reason } => self.append(Item::Gap(Gap {
+                from_offset: *from_offset,
+                to_offset: *to_offset,
+                reason: reason.clone(),
+            })),
+            Change::Replace { from_offset, to_offset, segments } => {
+                self.replace(*from_offset, *to_offset, segments)?;
+                self.mark_dirty(*from_offset, *to_offset);
+                Ok(())
             }
-            Change::Gap(gap) => {
-                check_append(self.end_offset(), from, to)?;
-                self.gaps.insert(from, gap.clone());
-            }
-            Change::Replace { segments, .. } => self.replace(from, to, segments)?,
+        }
+    }
+
+    fn append(&mut self, item: Item) -> Result<(), ChainError> {
+        let (from, to) = (item.from_offset(), item.to_offset());
+        check_append(self.end_offset(), from, to)?;
+        match item {
+            Item::Segment(segment) => drop(self.segments.insert(from, segment)),
+            Item::Gap(gap) => drop(self.gaps.insert(from, gap)),
         }
         self.mark_dirty(from, to);
         Ok(())
@@ -301,7 +328,7 @@ impl Chain {
         &mut self,
         from: i64,
         to: i64,
-        new: &[Arc<ArchivedSegment>],
+        new: &[ArchivedSegment],
     ) -> Result<(), ChainError> {
         check_range(from, to)?;
         if !self.segments.contains_key(&from) && !self.gaps.contains_key(&from) {
@@ -324,7 +351,7 @@ impl Chain {
         uncovered.push((covered, to));
         self.segments.retain(|base, _| !(from..to).contains(base));
         self.gaps.retain(|base, _| !(from..to).contains(base));
-        self.segments.extend(new.iter().map(|s| (s.base_offset, Arc::clone(s))));
+        self.segments.extend(new.iter().map(|s| (s.base_offset, Arc::new(s.clone()))));
         for (from_offset, to_offset) in uncovered.into_iter().filter(|(f, t)| f < t) {
             let reason = "not covered by the segments that replaced it".to_owned();
             self.gaps.insert(from_offset, Gap { from_offset, to_offset, reason });
@@ -348,8 +375,8 @@ impl Chain {
 fn appended_range(change: &Change) -> (i64, i64) {
     match change {
         Change::Add(segment) => (segment.base_offset, segment.end_offset),
-        Change::Gap(gap) => (gap.from_offset, gap.to_offset),
-        Change::Replace { from_offset, to_offset, .. } => (*from_offset, *to_offset),
+        Change::Gap { from_offset, to_offset, .. }
+        | Change::Replace { from_offset, to_offset, .. } => (*from_offset, *to_offset),
     }
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use crate::clock::{random_hex_32, random_u64};
+use crate::clock::{Clock, random_hex_32, random_u64};
 use crate::store::names::{self, ManifestName};
 use crate::store::{PutOutcome, Store, StoreError, StoreErrorKind};
 use crate::types::ChainId;
@@ -59,6 +59,7 @@ struct Inner {
     store: Option<Store>,
     mirror: Option<Mirror>,
     writer: String,
+    clock: Clock,
     /// Chains that this process has registered.
     registered: Mutex<HashSet<ChainId>>,
 }
@@ -68,9 +69,15 @@ impl ManifestLog {
     /// the mirror can be read. The writer's id is drawn here, one for each log.
     #[must_use]
     pub fn new(store: Option<Store>, mirror: Option<PathBuf>) -> Self {
+        Self::with_clock(store, mirror, Clock::system())
+    }
+
+    /// The same, with the time of commits from `clock`.
+    #[must_use]
+    pub fn with_clock(store: Option<Store>, mirror: Option<PathBuf>, clock: Clock) -> Self {
         let mirror = mirror.map(Mirror::new);
         let (writer, registered) = (random_hex_32(), Mutex::default());
-        Self { inner: Arc::new(Inner { store, mirror, writer, registered }) }
+        Self { inner: Arc::new(Inner { store, mirror, writer, clock, registered }) }
     }
 
     /// What this log signs its versions with.
@@ -132,12 +139,13 @@ impl ManifestLog {
         damage.map_or(Ok(advanced), Err)
     }
 
-    /// Commits the changes as the chain's next version. `now_ms` is milliseconds since the epoch.
+    /// Commits the changes as the chain's next version: one request, and now and then a checkpoint
+    /// and the hint. An error leaves the chain as it was; `Refused` wrote nothing, any other may
+    /// have: the next commit or refresh finds out.
     pub async fn commit(
         &self,
         chain: &mut Chain,
         changes: Vec<Change>,
-        now_ms: u64,
     ) -> Result<CommitOutcome, ManifestError> {
         let refused = |why| ManifestError::Refused { chain: chain.id().to_string(), why };
         if changes.is_empty() || changes.len() > CHANGES_MAX {
@@ -145,6 +153,7 @@ impl ManifestLog {
             return Err(refused(ChainError::Count { count, max: CHANGES_MAX }));
         }
         chain.check(&changes).map_err(refused)?;
+        let now_ms = self.inner.clock.now_ms();
         if chain.version() == 0 {
             self.register_chain(chain.id(), now_ms).await?;
         }
