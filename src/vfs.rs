@@ -61,7 +61,7 @@ pub type StatusText = Arc<dyn Fn() -> Bytes + Send + Sync>;
 pub struct Vfs {
     local: Option<LocalTree>,
     archive: ArchiveTree,
-    reader: Arc<Reader>,
+    reader: Reader,
     status: StatusText,
     clock: Clock,
     config: VfsConfig,
@@ -74,7 +74,7 @@ impl Vfs {
     pub fn new(
         local: Option<LocalTree>,
         archive: ArchiveTree,
-        reader: Arc<Reader>,
+        reader: Reader,
         status: StatusText,
         clock: Clock,
         config: VfsConfig,

@@ -151,11 +151,11 @@ fn build(
     let catalog = Catalog::open(&data.hot(), &data.overlay())
         .map_err(|e| CliError::failed(format!("log dir {}: {e}", data.hot().display())))?;
     let catalog = Arc::new(catalog);
-    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, ..CacheConfig::default() };
+    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: 512 };
     let cache = Arc::new(BlockCache::open(&data.cache(), cache_config)?);
     let read_config =
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader = Reader::new(store.clone(), cache.clone(), read_config, runtime.handle().clone());
+    let reader = Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
     let manifest = Arc::new(ManifestLog::new(Some(store.clone()), Some(data.manifest())));
     let config = TierConfig {
         hot_bytes: args.hot_bytes,
@@ -228,7 +228,7 @@ fn keep_identity(data: &DataDir) -> crate::tier::OnIdentity {
 }
 
 /// Archived bytes for a file that was written to while it was cold.
-fn fetch(reader: Arc<Reader>) -> Fetch {
+fn fetch(reader: Reader) -> Fetch {
     let streams = Arc::new(ReadStreams::default());
     Arc::new(move |stub, extent, at, len| {
         let (reader, streams) = (reader.clone(), streams.clone());

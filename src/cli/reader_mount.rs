@@ -24,7 +24,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
     if let Answer::Away(why) = runtime.block_on(objects::ask(&store))? {
         return Err(CliError::failed(why));
     }
-    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, ..CacheConfig::default() };
+    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: 512 };
     let cache = Arc::new(BlockCache::open(cache_dir, cache_config)?);
     if background::is_child() {
         background::detach();
@@ -35,7 +35,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
 
     let read_config =
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader = Reader::new(store.clone(), cache.clone(), read_config, runtime.handle().clone());
+    let reader = Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
     let index = ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
     let archive = ArchiveTree::new(index, reader.clone());
     let source = format!("everlog:{}", store.url());

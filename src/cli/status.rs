@@ -25,7 +25,7 @@ pub struct StatusSource {
     /// The block cache.
     pub cache: Arc<BlockCache>,
     /// Cold reads.
-    pub reader: Arc<Reader>,
+    pub reader: Reader,
     /// The tiering of a broker mount.
     pub tier: Option<Arc<Tier>>,
     /// The time.
@@ -62,7 +62,7 @@ impl StatusSource {
                 "bytes_down": store.bytes_down,
             },
             "cache": self.cache.stats(),
-            "reads": self.reader.counters(),
+            "reads": reads(&self.reader),
         });
         let tiering = self.tier.as_ref().and_then(|t| serde_json::to_value(&*t.status()).ok());
         if let (Some(Value::Object(tiering)), Value::Object(doc)) = (tiering, &mut doc) {
@@ -70,6 +70,23 @@ impl StatusSource {
         }
         doc
     }
+}
+
+fn reads(reader: &Reader) -> Value {
+    use std::sync::atomic::Ordering::Relaxed;
+    let c = reader.counters();
+    json!({
+        "demand_fetches": c.demand_fetches.load(Relaxed),
+        "prefetch_fetches": c.prefetch_fetches.load(Relaxed),
+        "aux_fetches": c.aux_fetches.load(Relaxed),
+        "fetched_bytes": c.fetched_bytes.load(Relaxed),
+        "refetched_damaged": c.refetched_damaged.load(Relaxed),
+        "cache_bypasses": c.cache_bypasses.load(Relaxed),
+        "prefetch_failures": c.prefetch_failures.load(Relaxed),
+        "prefetch_skipped": c.prefetch_skipped.load(Relaxed),
+        "deadline_expired": c.deadline_expired.load(Relaxed),
+        "errors": c.errors.load(Relaxed),
+    })
 }
 
 /// Prints the status of a mount.

@@ -5,7 +5,6 @@
 //! generation is another file to the kernel.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -56,7 +55,7 @@ struct Inodes {
 /// The tree.
 pub struct ArchiveTree {
     index: ArchiveIndex,
-    reader: Arc<Reader>,
+    reader: Reader,
     inodes: Mutex<Inodes>,
 }
 
@@ -102,7 +101,7 @@ fn epochs_of(chain: &Chain) -> Bytes {
 impl ArchiveTree {
     /// Over a store's manifests and a reader of its objects.
     #[must_use]
-    pub fn new(index: ArchiveIndex, reader: Arc<Reader>) -> Self {
+    pub fn new(index: ArchiveIndex, reader: Reader) -> Self {
         Self { index, reader, inodes: Mutex::default() }
     }
 
