@@ -28,7 +28,6 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::types::{ObjectKey, Sha256, block_count};
 use ledger::{Ledger, Name};
 use map::BlockMap;
-use object::Files;
 pub use object::{CachedObject, FoundBlocks};
 
 /// Limits of a cache.
@@ -101,7 +100,7 @@ pub enum FillError {
 }
 
 /// Figures since the cache was opened; `allocated_bytes` and `objects` are of now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CacheStats {
     /// Space on disk.
     pub allocated_bytes: u64,
