@@ -8,6 +8,8 @@ mod attr;
 mod checkpoints;
 mod log_file;
 mod partition;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -261,8 +263,4 @@ impl Catalog {
     }
 }
 
-const CHECKPOINTS: [&str; 3] = [
-    names::HIGH_WATERMARK,
-    names::RECOVERY_POINT,
-    names::CLEANER,
-];
+const CHECKPOINTS: [&str; 3] = [names::HIGH_WATERMARK, names::RECOVERY_POINT, names::CLEANER];

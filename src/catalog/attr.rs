@@ -61,9 +61,5 @@ impl AttrChange {
 }
 
 fn timespec(ns: u64) -> rustix::fs::Timespec {
-    rustix::fs::Timespec {
-        tv_sec: (ns / 1_000_000_000) as i64,
-        tv_nsec: (ns % 1_000_000_000) as _,
-    }
+    rustix::fs::Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as _ }
 }
-

@@ -41,7 +41,8 @@ impl Checkpoints {
             names::HIGH_WATERMARK => {
                 self.high_watermark = parsed;
                 self.rewrites += 1;
-                self.high_watermark_mtime = std::fs::metadata(&path).and_then(|m| m.modified()).ok();
+                self.high_watermark_mtime =
+                    std::fs::metadata(&path).and_then(|m| m.modified()).ok();
             }
             names::RECOVERY_POINT => self.recovery_point = parsed,
             names::CLEANER => self.cleaner = parsed,

@@ -446,7 +446,8 @@ impl LogFile {
         let file = create_rw(&staged)?;
         let size = local.as_ref().map_or(Ok(stub.size_bytes), |f| f.metadata().map(|m| m.len()))?;
         file.set_len(size)?;
-        let filled = fill(&file, &stub).and_then(|()| copy_gaps(&stub, local.as_deref(), &file, size));
+        let filled =
+            fill(&file, &stub).and_then(|()| copy_gaps(&stub, local.as_deref(), &file, size));
         let done = filled.and_then(|()| self.install(&staged, file, &stub, before));
         if !matches!(done, Ok(true)) {
             durable::remove_if_exists(&staged)?;

@@ -14,13 +14,19 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
     let shown = args.log_dir.display();
     let (include, exclude) = objects::patterns(&args.topics)?;
     if !args.log_dir.is_dir() {
-        return Err(CliError::failed(format!("log dir {shown} is not a directory: give a broker's log.dirs")));
+        return Err(CliError::failed(format!(
+            "log dir {shown} is not a directory: give a broker's log.dirs"
+        )));
     }
     if args.log_dir.join(".everlog").exists() {
-        return Err(CliError::failed(format!("{shown} is an Everlog mount, which archives by itself")));
+        return Err(CliError::failed(format!(
+            "{shown} is an Everlog mount, which archives by itself"
+        )));
     }
     let cluster_id = objects::cluster_id(&args.log_dir).ok_or_else(|| {
-        CliError::failed(format!("log dir {shown} has no meta.properties with a cluster.id: is it a broker's log dir?"))
+        CliError::failed(format!(
+            "log dir {shown} has no meta.properties with a cluster.id: is it a broker's log dir?"
+        ))
     })?;
     let store = objects::store(&args.store)?;
     let runtime = serve::runtime()?;

@@ -19,7 +19,8 @@ pub fn is_child() -> bool {
 
 /// Starts the child and waits until it serves or has failed.
 pub fn spawn() -> Result<(), CliError> {
-    let exe = std::env::current_exe().map_err(|e| CliError::failed(format!("cannot find myself: {e}")))?;
+    let exe = std::env::current_exe()
+        .map_err(|e| CliError::failed(format!("cannot find myself: {e}")))?;
     let mut child = Command::new(exe)
         .args(std::env::args_os().skip(1))
         .env(MARK, "1")

@@ -88,7 +88,9 @@ fn open_data(
         (None, Some(known)) => match runtime.block_on(objects::ask(store))? {
             Answer::Works(found) => found,
             Answer::Away(why) if known.store_url == url => {
-                eprintln!("everlog: warning: {why}; mounting without the store, cold segments cannot be read until it is back");
+                eprintln!(
+                    "everlog: warning: {why}; mounting without the store, cold segments cannot be read until it is back"
+                );
                 None
             }
             Answer::Away(why) => {
@@ -103,7 +105,9 @@ fn open_data(
     check_same_store(known.as_ref(), found.as_ref(), &url)?;
     let identity = Identity {
         store_url: url,
-        store_id: found.map(|f| f.store_id).or_else(|| known.as_ref().and_then(|k| k.store_id.clone())),
+        store_id: found
+            .map(|f| f.store_id)
+            .or_else(|| known.as_ref().and_then(|k| k.store_id.clone())),
         cluster_id: cluster_id.or_else(|| known.as_ref().and_then(|k| k.cluster_id.clone())),
         created_ms: known.as_ref().map_or(clock.now_ms(), |k| k.created_ms),
     };
@@ -155,7 +159,8 @@ fn build(
     let cache = Arc::new(BlockCache::open(&data.cache(), cache_config)?);
     let read_config =
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader = Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
+    let reader =
+        Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
     let manifest = Arc::new(ManifestLog::new(Some(store.clone()), Some(data.manifest())));
     let config = TierConfig {
         hot_bytes: args.hot_bytes,
@@ -195,14 +200,17 @@ fn build(
         clock: clock.clone(),
     };
     let tree = LocalTree::new(catalog, tier.clone());
-    let vfs = Vfs::new(Some(tree), archive, reader, status.text(), clock.clone(), vfs_config(args)?);
+    let vfs =
+        Vfs::new(Some(tree), archive, reader, status.text(), clock.clone(), vfs_config(args)?);
     Ok(Parts { vfs: Arc::new(vfs), tier })
 }
 
 fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
     let delay = match std::env::var("EVERLOG_TEST_WRITE_DELAY_MS") {
         Ok(text) => text.parse().map_err(|_| {
-            CliError::usage(format!("EVERLOG_TEST_WRITE_DELAY_MS={text:?} is no number of milliseconds"))
+            CliError::usage(format!(
+                "EVERLOG_TEST_WRITE_DELAY_MS={text:?} is no number of milliseconds"
+            ))
         })?,
         Err(_) => 0,
     };

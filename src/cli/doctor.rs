@@ -34,8 +34,9 @@ struct Report {
 /// Runs the check in a directory of its own below `dir`, which is removed afterwards.
 pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let dir = args.dir.join(format!("everlog-doctor-{}", std::process::id()));
-    std::fs::create_dir(&dir)
-        .map_err(|e| CliError::failed(format!("cannot make {}: {e}: give a writable directory", dir.display())))?;
+    std::fs::create_dir(&dir).map_err(|e| {
+        CliError::failed(format!("cannot make {}: {e}: give a writable directory", dir.display()))
+    })?;
     let path = dir.join("00000000000000000000.log");
     let started = Instant::now();
     let checked = check(&path, args);
@@ -83,7 +84,8 @@ fn check(path: &PathBuf, args: &DoctorArgs) -> std::io::Result<Report> {
             .collect();
         let appended = append(&mut file, &tail, args.bytes);
         done.store(1, Ordering::Release);
-        let mut report = Report { appended_bytes: tail.load(Ordering::Acquire), ..Report::default() };
+        let mut report =
+            Report { appended_bytes: tail.load(Ordering::Acquire), ..Report::default() };
         for reader in readers {
             let one = reader.join().map_err(|_| std::io::Error::other("a reader panicked"))??;
             report.compared_bytes += one.compared_bytes;

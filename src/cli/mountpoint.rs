@@ -12,18 +12,21 @@ use super::CliError;
 pub fn check(path: &Path) -> Result<PathBuf, CliError> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|e| match e.raw_os_error() {
-        Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => CliError::failed(format!(
-            "mount point {shown} has a dead mount on it: remove it with 'umount -l {shown}'"
-        )),
-        _ if e.kind() == io::ErrorKind::NotFound => {
-            CliError::failed(format!("mount point {shown} does not exist: create it with 'mkdir -p {shown}'"))
+        Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => {
+            CliError::failed(format!(
+                "mount point {shown} has a dead mount on it: remove it with 'umount -l {shown}'"
+            ))
         }
+        _ if e.kind() == io::ErrorKind::NotFound => CliError::failed(format!(
+            "mount point {shown} does not exist: create it with 'mkdir -p {shown}'"
+        )),
         _ => CliError::failed(format!("mount point {shown}: {e}")),
     })?;
     if !metadata.is_dir() {
         return Err(CliError::failed(format!("mount point {shown} is not a directory: give one")));
     }
-    let full = path.canonicalize().map_err(|e| CliError::failed(format!("mount point {shown}: {e}")))?;
+    let full =
+        path.canonicalize().map_err(|e| CliError::failed(format!("mount point {shown}: {e}")))?;
     if is_mounted(&full) {
         return Err(CliError::failed(format!(
             "mount point {shown} is busy, something is mounted there: unmount it first or choose another"

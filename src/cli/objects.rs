@@ -46,8 +46,11 @@ pub fn check_cluster(
 ) -> Result<(), CliError> {
     match (identity, cluster_id) {
         (Some(identity), Some(ours)) if identity.cluster_id != ours => {
-            Err(IdentityError::Foreign { expected: ours.to_owned(), found: identity.cluster_id.clone() }
-                .into())
+            Err(IdentityError::Foreign {
+                expected: ours.to_owned(),
+                found: identity.cluster_id.clone(),
+            }
+            .into())
         }
         _ => Ok(()),
     }

@@ -35,16 +35,21 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
 
     let read_config =
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader = Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
+    let reader =
+        Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
     let index = ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
     let archive = ArchiveTree::new(index, reader.clone());
     let source = format!("everlog:{}", store.url());
-    let status =
-        StatusSource { mode: "archive", store, cache, reader: reader.clone(), tier: None, clock: clock.clone() };
-    let config = VfsConfig {
-        log_open_mode: LogOpenMode::Direct,
-        write_delay: std::time::Duration::ZERO,
+    let status = StatusSource {
+        mode: "archive",
+        store,
+        cache,
+        reader: reader.clone(),
+        tier: None,
+        clock: clock.clone(),
     };
+    let config =
+        VfsConfig { log_open_mode: LogOpenMode::Direct, write_delay: std::time::Duration::ZERO };
     let vfs = Arc::new(Vfs::new(None, archive, reader, status.text(), clock, config));
     let fuse = FuseConfig {
         source,

@@ -21,12 +21,17 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// Where the process logs.
 pub fn start_log(args: &MountArgs, default: &Path) -> Result<PathBuf, CliError> {
     let path = args.log_file.clone().unwrap_or_else(|| default.to_owned());
-    let filter = tracing_subscriber::EnvFilter::try_from_env("EVERLOG_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,fuser=error,object_store=error"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
+    let filter = tracing_subscriber::EnvFilter::try_from_env("EVERLOG_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("info,fuser=error,object_store=error")
+    });
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(false);
     if background::is_child() {
         let file = File::options().create(true).append(true).open(&path).map_err(|e| {
-            CliError::failed(format!("log file {}: {e}: choose another with --log-file", path.display()))
+            CliError::failed(format!(
+                "log file {}: {e}: choose another with --log-file",
+                path.display()
+            ))
         })?;
         builder.with_writer(Arc::new(file)).init();
     } else {
@@ -73,7 +78,8 @@ pub fn serve(
     tracing::info!(mountpoint = %mountpoint.display(), pid = std::process::id(), "mounted");
     end_on_signal(mountpoint.to_owned())?;
     if background::is_child() {
-        background::ready(log).map_err(|e| CliError::failed(format!("cannot go to the background: {e}")))?;
+        background::ready(log)
+            .map_err(|e| CliError::failed(format!("cannot go to the background: {e}")))?;
     }
     session.serve().map_err(|e| CliError::failed(format!("the mount ended with an error: {e}")))?;
     tracing::info!("unmounted");

@@ -121,7 +121,9 @@ fn read(mountpoint: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     std::fs::File::open(&path).and_then(|mut f| f.read_to_string(&mut text)).map_err(|e| {
         let shown = mountpoint.display();
-        CliError::failed(format!("no Everlog mount answers at {shown} ({e}): mount it, or give its mount point"))
+        CliError::failed(format!(
+            "no Everlog mount answers at {shown} ({e}): mount it, or give its mount point"
+        ))
     })?;
     Ok(text)
 }

@@ -158,10 +158,9 @@ impl Filesystem for Adapter {
             return reply_entry(ENTRY_TTL, entry, reply);
         }
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.later(
-            async move { vfs.lookup_remote(parent.0, &name).await },
-            |entry| reply_entry(ARCHIVE_TTL, entry, reply),
-        );
+        self.later(async move { vfs.lookup_remote(parent.0, &name).await }, |entry| {
+            reply_entry(ARCHIVE_TTL, entry, reply)
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -223,7 +222,8 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let made = guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, mode, rdev, caller(req)));
+        let made =
+            guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, mode, rdev, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
     }
 
@@ -256,7 +256,8 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let made = guarded(|| self.vfs.tree(parent.0)?.symlink(parent.0, name, target, caller(req)));
+        let made =
+            guarded(|| self.vfs.tree(parent.0)?.symlink(parent.0, name, target, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
     }
 
@@ -304,13 +305,10 @@ impl Filesystem for Adapter {
             return self.reply_open(ino.0, opened, reply);
         }
         let vfs = self.vfs.clone();
-        self.later(
-            async move { vfs.open_remote(ino.0, write).await },
-            |opened| match opened {
-                Ok(o) => reply.opened(FileHandle(o.fh), Self::fopen_flags(&o.open_as)),
-                Err(e) => reply.error(errno(&e)),
-            },
-        );
+        self.later(async move { vfs.open_remote(ino.0, write).await }, |opened| match opened {
+            Ok(o) => reply.opened(FileHandle(o.fh), Self::fopen_flags(&o.open_as)),
+            Err(e) => reply.error(errno(&e)),
+        });
     }
 
     fn read(

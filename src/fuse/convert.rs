@@ -24,7 +24,8 @@ pub fn file_type(kind: Kind) -> FileType {
 
 fn time((secs, nanos): (i64, u32)) -> SystemTime {
     let whole = Duration::from_secs(secs.unsigned_abs());
-    let base = if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+    let base =
+        if secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
     base.unwrap_or(UNIX_EPOCH) + Duration::from_nanos(u64::from(nanos))
 }
 

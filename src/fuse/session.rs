@@ -73,7 +73,9 @@ impl Session {
                 io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {
                     ": there is no /dev/fuse, load the kernel's fuse module"
                 }
-                io::ErrorKind::PermissionDenied => ": run as root, or install fuse3 for fusermount3",
+                io::ErrorKind::PermissionDenied => {
+                    ": run as root, or install fuse3 for fusermount3"
+                }
                 _ => "",
             };
             MountError::Refused { path: mountpoint.to_owned(), source, remedy }

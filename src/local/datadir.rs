@@ -18,7 +18,9 @@ const VERSION: u32 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another mount runs on it.
-    #[error("data directory {0} is in use by another everlog (its file 'lock' is held): unmount that one first")]
+    #[error(
+        "data directory {0} is in use by another everlog (its file 'lock' is held): unmount that one first"
+    )]
     InUse(PathBuf),
     /// A file or directory of it cannot be read or written.
     #[error("data directory {path}: cannot {op}: {source}{remedy}")]
@@ -33,7 +35,9 @@ pub enum DataDirError {
         remedy: &'static str,
     },
     /// Its identity document cannot be believed.
-    #[error("data directory {path}: {source}; restore the file or start with an empty data directory")]
+    #[error(
+        "data directory {path}: {source}; restore the file or start with an empty data directory"
+    )]
     Identity {
         /// The document.
         path: PathBuf,
@@ -41,7 +45,9 @@ pub enum DataDirError {
         source: EnvelopeError,
     },
     /// It is no data directory and not empty.
-    #[error("{0} is not empty and not an Everlog data directory (no everlog.json): give an empty or new directory")]
+    #[error(
+        "{0} is not empty and not an Everlog data directory (no everlog.json): give an empty or new directory"
+    )]
     Foreign(PathBuf),
 }
 

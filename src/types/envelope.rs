@@ -30,7 +30,9 @@ pub enum EnvelopeError {
         found: String,
     },
     /// Written by a newer Everlog.
-    #[error("'{kind}' document has version {found}, this Everlog reads up to {known}: use a newer one")]
+    #[error(
+        "'{kind}' document has version {found}, this Everlog reads up to {known}: use a newer one"
+    )]
     UnknownVersion {
         /// The kind that was expected.
         kind: &'static str,

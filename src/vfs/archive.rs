@@ -211,7 +211,8 @@ impl ArchiveTree {
             return Err(rustix::io::Errno::NOTDIR.into());
         };
         let chain = self.index.chain(&id).await?;
-        let mut listed = vec![names::LEADER_EPOCHS.to_owned(), names::PARTITION_METADATA.to_owned()];
+        let mut listed =
+            vec![names::LEADER_EPOCHS.to_owned(), names::PARTITION_METADATA.to_owned()];
         for seg in chain.segments().values() {
             let kinds = FileKind::ALL.into_iter().filter(|k| size_of(seg, *k).is_some());
             listed.extend(kinds.map(|k| names::file_name(seg.base_offset, k)));

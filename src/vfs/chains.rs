@@ -83,7 +83,8 @@ impl ArchiveIndex {
         };
         let mut chains = self.chains.lock();
         if chains.len() >= CHAINS_MAX
-            && let Some(oldest) = chains.iter().min_by_key(|(_, k)| k.checked).map(|(id, _)| id.clone())
+            && let Some(oldest) =
+                chains.iter().min_by_key(|(_, k)| k.checked).map(|(id, _)| id.clone())
         {
             chains.remove(&oldest);
         }
@@ -123,11 +124,9 @@ fn local_listing(local: &ManifestLog) -> Result<Vec<ChainListing>> {
 
 /// The newest incarnation has the plain name, older ones carry their topic id.
 fn named(mut found: Vec<ChainListing>) -> Vec<NamedChain> {
-    found.sort_by(|a, b| (&a.id.tp, a.created_ms, &a.id.topic_id).cmp(&(
-        &b.id.tp,
-        b.created_ms,
-        &b.id.topic_id,
-    )));
+    found.sort_by(|a, b| {
+        (&a.id.tp, a.created_ms, &a.id.topic_id).cmp(&(&b.id.tp, b.created_ms, &b.id.topic_id))
+    });
     found.dedup_by(|a, b| a.id == b.id);
     let mut out = Vec::with_capacity(found.len());
     for (i, listing) in found.iter().enumerate() {

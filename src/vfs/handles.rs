@@ -100,7 +100,8 @@ impl Vfs {
         exclusive: bool,
         caller: Caller,
     ) -> Result<(super::Attr, Opened)> {
-        let (node, attr, file) = self.tree(parent)?.create(parent, name, mode, exclusive, caller)?;
+        let (node, attr, file) =
+            self.tree(parent)?.create(parent, name, mode, exclusive, caller)?;
         Ok((attr, self.opened(node, file)))
     }
 
@@ -112,9 +113,7 @@ impl Vfs {
 
     fn opened(&self, node: Arc<Node>, file: Option<Arc<File>>) -> Opened {
         let (handle, open_as) = match (node.log(), file) {
-            (_, Some(file)) => {
-                (Handle::Plain(node, file.clone()), OpenAs::Passthrough(file))
-            }
+            (_, Some(file)) => (Handle::Plain(node, file.clone()), OpenAs::Passthrough(file)),
             (Some(log), None) => {
                 let open_as = match self.config.log_open_mode {
                     LogOpenMode::Cached => OpenAs::CachedKeep,
@@ -202,7 +201,9 @@ impl Vfs {
         let label = log.label();
         Ok(ReadReply::Later(Box::pin(async move {
             let read = read_pieces(&reader, &streams, &pieces, caller).await;
-            read.inspect_err(|e| tracing::warn!(file = label, offset, error = %e, "a cold read failed"))
+            read.inspect_err(
+                |e| tracing::warn!(file = label, offset, error = %e, "a cold read failed"),
+            )
         })))
     }
 
@@ -302,7 +303,9 @@ async fn read_archived(
     let hint = ReadHint { broker: true };
     loop {
         match reader.read(source, streams, at, len, hint).await {
-            Err(ReadError::Unavailable(_) | ReadError::Deadline { .. }) if is_cleaner(caller.tid) => {
+            Err(ReadError::Unavailable(_) | ReadError::Deadline { .. })
+                if is_cleaner(caller.tid) =>
+            {
                 tracing::warn!(object = %source.log_key, "the log cleaner waits for the store");
                 tokio::time::sleep(CLEANER_RETRY).await;
             }

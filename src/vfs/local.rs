@@ -416,7 +416,8 @@ impl LocalTree {
         (parent, name, from): (u64, &OsStr, &Path),
         (new_parent, new_name, to): (u64, &OsStr, &Path),
     ) -> Result<()> {
-        let partition = if parent == ROOT { name.to_str().and_then(|n| self.catalog.dir(n)) } else { None };
+        let partition =
+            if parent == ROOT { name.to_str().and_then(|n| self.catalog.dir(n)) } else { None };
         let new_text = new_name.to_str().filter(|_| new_parent == ROOT);
         if let Some(dir) = partition {
             let Some(new) = new_text.filter(|n| names::parse_dir(n).is_some()) else {

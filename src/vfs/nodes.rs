@@ -154,7 +154,8 @@ impl Nodes {
     #[must_use]
     pub fn first_level_name(&self, ino: u64) -> Option<String> {
         let table = self.table.read();
-        let entry = table.entries.get(&ino).filter(|e| e.parent == ROOT && ino != ROOT && e.linked)?;
+        let entry =
+            table.entries.get(&ino).filter(|e| e.parent == ROOT && ino != ROOT && e.linked)?;
         entry.name.to_str().map(str::to_owned)
     }
 
