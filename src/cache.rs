@@ -157,7 +157,8 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
 fn take_lock(dir: &Path) -> Result<File, CacheError> {
     use rustix::fs::{FlockOperation, flock};
     let path = dir.join("lock");
-    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let options =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let file = options.map_err(io_error(&path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
@@ -360,7 +361,9 @@ impl Shared {
         let mut ledger = self.ledger.lock();
         match object.allocated_bytes() {
             Ok(bytes) => ledger.account(object, bytes),
-            Err(e) => tracing::warn!(object = %object.key(), error = %e, "cannot size a cache file"),
+            Err(e) => {
+                tracing::warn!(object = %object.key(), error = %e, "cannot size a cache file")
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! object's end, or an error within `deadline_ms`. Whatever fails in the cache costs a request, not a
 //! read. It knows one object at a time; which object holds which bytes of a file is its callers'.
 
+mod begin;
 mod fetch;
 mod flights;
 mod outage;
@@ -165,10 +166,6 @@ pub struct Reader {
     inner: Arc<Inner>,
 }
 
-/// Prefetches that wait for each one that may run.
-const PREFETCH_QUEUE_FACTOR: usize = 4;
-const PREFETCH_PIECE_BYTES_MIN: u64 = 1024 * 1024;
-
 impl Reader {
     /// Without a store only what is cached can be read.
     #[must_use]
@@ -305,8 +302,7 @@ impl Inner {
                 Ok(bytes) => {
                     parts.insert(flight.blocks.start, bytes);
                 }
-                // The damage may be in a block that this read does not need.
-                Err(ReadError::Damaged { .. }) if !within(&flight.blocks, &blocks) => {
+                Err(e) if is_anothers(&e, &flight, &blocks) => {
                     again.push(overlap(&flight.blocks, &blocks));
                 }
                 Err(e) => return Err(e),
@@ -332,98 +328,16 @@ impl Inner {
         })
         .await
     }
-
-    /// Flights for what a reader waits for; the last one goes on to `reach` if it misses the end.
-    fn demand(
-        self: &Arc<Self>,
-        source: &ObjectSource,
-        missing: &[Range<u64>],
-        reach: u64,
-    ) -> Vec<Arc<Flight>> {
-        let mut flights = Vec::new();
-        for (index, run) in missing.iter().enumerate() {
-            let last = index + 1 == missing.len();
-            let wide = run.start..if last { self.widened(source, run, reach) } else { run.end };
-            flights.extend(self.claim(source, wide, self.config.fetch_bytes_max, true));
-        }
-        flights.retain(|f| missing.iter().any(|run| !overlap(run, &f.blocks).is_empty()));
-        flights
-    }
-
-    /// End of the run with the blocks after it that are missing too, up to `reach`.
-    fn widened(&self, source: &ObjectSource, run: &Range<u64>, reach: u64) -> u64 {
-        let after = run.end..reach.max(run.end);
-        let Some(object) = self.cached_object(source) else { return after.end };
-        match object.missing(after).first() {
-            Some(next) if next.start == run.end => next.end,
-            _ => run.end,
-        }
-    }
-
-    fn claim(
-        self: &Arc<Self>,
-        source: &ObjectSource,
-        blocks: Range<u64>,
-        piece_bytes: u64,
-        demand: bool,
-    ) -> Vec<Arc<Flight>> {
-        let fetch = |blocks, urgency| {
-            let queued = (!demand).then(|| Queued::new(self));
-            let flight = Arc::clone(self).fly(source.clone(), blocks, urgency);
-            async move {
-                let _queued = queued;
-                flight.await
-            }
-        };
-        let pieces = (piece_bytes / BLOCK_BYTES, demand);
-        self.flights.claim(&self.runtime, &source.log_key, blocks, pieces, fetch)
-    }
-
-    /// Begins to fetch what a reader will want; nobody waits for it.
-    fn prefetch(self: &Arc<Self>, source: &ObjectSource, range: Option<Range<u64>>) {
-        let Some(range) = range.filter(|_| self.store.is_some() && self.outage.may_retry()) else {
-            return;
-        };
-        let queue_max = Permits::prefetches_max(&self.config) * PREFETCH_QUEUE_FACTOR;
-        if self.prefetches.load(Ordering::Relaxed) >= queue_max {
-            self.counters.prefetch_skipped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        let (inner, source) = (Arc::clone(self), source.clone());
-        let pieces = ((range.end - range.start) / 4)
-            .max(PREFETCH_PIECE_BYTES_MIN)
-            .min(self.config.fetch_bytes_max);
-        self.runtime.spawn_blocking(move || {
-            let blocks = blocks_of(&range);
-            let missing = match inner.cached_object(&source) {
-                Some(object) => object.missing(blocks),
-                None => vec![blocks],
-            };
-            for run in missing {
-                inner.claim(&source, run, pieces, false);
-            }
-        });
-    }
 }
 
-/// Counts a prefetch that is under way or waits.
-struct Queued(Arc<Inner>);
-
-impl Queued {
-    fn new(inner: &Arc<Inner>) -> Self {
-        inner.prefetches.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(inner))
+/// Whether a flight's failure says nothing about `needed`: the damage may be in another block, and
+/// a prefetch gives up sooner than a reader would.
+fn is_anothers(e: &ReadError, flight: &Flight, needed: &Range<u64>) -> bool {
+    match e {
+        ReadError::Damaged { .. } => overlap(&flight.blocks, needed) != flight.blocks,
+        ReadError::Unavailable(_) => flight.began_as_prefetch,
+        ReadError::Missing { .. } | ReadError::Deadline { .. } | ReadError::Local(_) => false,
     }
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        self.0.prefetches.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn within(inner: &Range<u64>, outer: &Range<u64>) -> bool {
-    inner.start >= outer.start && inner.end <= outer.end
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {

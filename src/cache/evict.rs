@@ -161,7 +161,12 @@ impl Shared {
     }
 
     /// New, empty files: the map appears last, complete. Under the stripe.
-    pub(super) fn create_files(&self, name: Name, size_bytes: u64, map: &[u8]) -> io::Result<Files> {
+    pub(super) fn create_files(
+        &self,
+        name: Name,
+        size_bytes: u64,
+        map: &[u8],
+    ) -> io::Result<Files> {
         fs::create_dir_all(scan::shard(&self.dir, name))?;
         scan::remove_pair(&self.dir, name)?;
         let fresh = |suffix: &str| {

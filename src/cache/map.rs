@@ -81,12 +81,7 @@ fn column_crc(expected: &[u32]) -> u32 {
 
 /// The whole map of an object of which nothing is filled yet. `None`: the key is too long.
 #[must_use]
-pub fn encode(
-    key: &ObjectKey,
-    size_bytes: u64,
-    aux: &Sha256,
-    expected: &[u32],
-) -> Option<Vec<u8>> {
+pub fn encode(key: &ObjectKey, size_bytes: u64, aux: &Sha256, expected: &[u32]) -> Option<Vec<u8>> {
     let text = key.as_str().as_bytes();
     if text.len() > KEY_BYTES_MAX {
         return None;

@@ -144,7 +144,8 @@ impl CachedObject {
     }
 
     /// Exactly `len` bytes at `offset`, or `None` when a block of them is not here, is damaged, or
-    /// lies beyond the end.
+    /// lies beyond the end. Blocks known to be absent are not counted as a miss: `read_blocks` is
+    /// the caller's next step, and counts.
     #[must_use]
     pub fn read(&self, offset: u64, len: usize) -> Option<Bytes> {
         let end = offset.checked_add(len as u64).filter(|&end| end <= self.map.size_bytes)?;
@@ -153,7 +154,6 @@ impl CachedObject {
         }
         let blocks = offset / BLOCK_BYTES..block_count(end);
         if !blocks.clone().all(|block| self.is_present(block)) {
-            self.counters.misses.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         let mut got = self.read_blocks(blocks);
@@ -184,8 +184,7 @@ impl CachedObject {
             at = first + block_count(bytes.len() as u64);
         }
         push_range(&mut missing, at..blocks.end);
-        let counter =
-            if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
+        let counter = if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         if let Some(shared) = self.shared.upgrade() {
             let chunks = found.iter().flat_map(|(first, bytes)| {

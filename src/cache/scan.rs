@@ -57,7 +57,8 @@ pub fn scan(dir: &Path) -> io::Result<Vec<Found>> {
     for shard in fs::read_dir(dir)? {
         let shard = shard?;
         let name = shard.file_name();
-        let is_shard = name.to_str().is_some_and(|n| n.len() == 2 && Name::parse(&n.repeat(16)).is_some());
+        let is_shard =
+            name.to_str().is_some_and(|n| n.len() == 2 && Name::parse(&n.repeat(16)).is_some());
         if is_shard && shard.file_type()?.is_dir() {
             scan_shard(dir, &shard.path(), &mut found)?;
         }

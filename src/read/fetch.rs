@@ -148,7 +148,9 @@ impl Inner {
             );
             let (bytes, object) = match got {
                 Ok(got) => got,
-                Err(ReadError::Unavailable(why)) if urgency.is_demand() && self.outage.may_retry() => {
+                Err(ReadError::Unavailable(why))
+                    if urgency.is_demand() && self.outage.may_retry() =>
+                {
                     tracing::debug!(error = %why, "a read from the store is tried again");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
@@ -174,7 +176,9 @@ impl Inner {
                     self.counters.refetched_damaged.fetch_add(1, Ordering::Relaxed);
                     refetched = true;
                 }
-                Err(e @ FillError::NotBlocks { .. }) => return Err(ReadError::Local(e.to_string())),
+                Err(e @ FillError::NotBlocks { .. }) => {
+                    return Err(ReadError::Local(e.to_string()));
+                }
             }
         }
     }
@@ -193,8 +197,7 @@ impl Inner {
             &self.counters.prefetch_fetches
         };
         kind.fetch_add(1, Ordering::Relaxed);
-        let range =
-            blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(source.size_bytes);
+        let range = blocks.start * BLOCK_BYTES..(blocks.end * BLOCK_BYTES).min(source.size_bytes);
         let got = store.get_range(&source.log_key, range).await;
         self.heard(&source.log_key, got)
     }

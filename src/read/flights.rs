@@ -25,6 +25,8 @@ pub(super) type Landed = Result<Bytes, ReadError>;
 /// A fetch of consecutive blocks.
 pub(super) struct Flight {
     pub blocks: Range<u64>,
+    /// Whether nobody waited for it when it began.
+    pub began_as_prefetch: bool,
     demanded: watch::Sender<bool>,
     landed: Shared<BoxFuture<'static, Landed>>,
 }
@@ -134,7 +136,8 @@ where
     let landed = async move {
         task.await.unwrap_or_else(|e| Err(ReadError::Local(format!("a fetch ended early: {e}"))))
     };
-    Arc::new(Flight { blocks, demanded, landed: landed.boxed().shared() })
+    let landed = landed.boxed().shared();
+    Arc::new(Flight { blocks, began_as_prefetch: !demand, demanded, landed })
 }
 
 /// Takes the flight off the table, however it ends.

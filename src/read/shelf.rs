@@ -46,7 +46,8 @@ impl Shelf {
     fn keep(&self, key: &ObjectKey, aux: &Arc<Aux>, size_bytes: u64) {
         let mut state = self.state.lock();
         state.bytes += size_bytes;
-        if let Some((_, (_, gone))) = state.parsed.push(key.clone(), (Arc::clone(aux), size_bytes)) {
+        if let Some((_, (_, gone))) = state.parsed.push(key.clone(), (Arc::clone(aux), size_bytes))
+        {
             state.bytes -= gone;
         }
         while state.bytes > BYTES_MAX {
