@@ -122,6 +122,17 @@ impl Ledger {
             .sum()
     }
 
+    /// (records, sum of the CRC-32 of their values) of what was acknowledged below the given offset of each partition.
+    pub fn sum_below(&self, ends: &[i64]) -> (u64, u64) {
+        let mut command = tool("sum");
+        command.arg("--ledger").arg(&self.file);
+        for (partition, end) in ends.iter().enumerate() {
+            command.args(["--end", &format!("{partition}={end}")]);
+        }
+        let answer = json(&children::run(command, "summing the ledger"));
+        (answer["records"].as_u64().unwrap(), answer["crc32_sum"].as_u64().unwrap())
+    }
+
     /// First and next offset of every partition, as the broker tells them.
     pub fn offsets(&self, broker: &Broker) -> Vec<(i64, i64)> {
         let mut command = tool("offsets");

@@ -12,6 +12,9 @@ use super::batches::{Batch, noise};
 /// Milliseconds of the first batch of every log.
 const FIRST_TIMESTAMP_MS: i64 = 1_700_000_000_000;
 
+/// What a broker preallocates for each index, unless told otherwise.
+const INDEX_BYTES: u64 = 10_485_760;
+
 /// Topic id that every simulated topic has unless told otherwise.
 pub const TOPIC_ID: &str = "RigTopicIdAAAAAAAAAAAA";
 
@@ -19,6 +22,7 @@ pub const TOPIC_ID: &str = "RigTopicIdAAAAAAAAAAAA";
 pub struct LogDir {
     root: PathBuf,
     ends: BTreeMap<(String, u32), i64>,
+    index_bytes: u64,
 }
 
 /// The log of one partition, with its active segment open.
@@ -26,11 +30,13 @@ pub struct PartitionLog {
     dir: PathBuf,
     topic: String,
     partition: u32,
-    active: File,
+    active: Option<File>,
     base: i64,
     end: i64,
     size: u64,
     last_batch: i64,
+    salt: u64,
+    index_bytes: u64,
 }
 
 /// Kafka's name for a segment's file.
@@ -61,19 +67,30 @@ impl LogDir {
             );
             replace_file(&meta, text.as_bytes());
         }
-        Self { root: root.to_owned(), ends: BTreeMap::new() }
+        Self { root: root.to_owned(), ends: BTreeMap::new(), index_bytes: INDEX_BYTES }
+    }
+
+    /// With smaller preallocated indexes, so that comparing them costs less.
+    pub fn index_bytes(mut self, bytes: u64) -> Self {
+        self.index_bytes = bytes;
+        self
     }
 
     /// Creates a partition with an empty first segment.
     pub fn create(&self, topic: &str, partition: u32) -> PartitionLog {
+        self.create_with_id(topic, partition, TOPIC_ID)
+    }
+
+    /// The same for a topic with another id.
+    pub fn create_with_id(&self, topic: &str, partition: u32, topic_id: &str) -> PartitionLog {
         let dir = self.root.join(format!("{topic}-{partition}"));
         fs::create_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         replace_file(
             &dir.join("partition.metadata"),
-            format!("version: 0\ntopic_id: {TOPIC_ID}").as_bytes(),
+            format!("version: 0\ntopic_id: {topic_id}").as_bytes(),
         );
         replace_file(&dir.join("leader-epoch-checkpoint"), b"0\n1\n0 0\n");
-        let active = open_segment(&dir, 0);
+        let active = Some(open_segment(&dir, 0, self.index_bytes));
         PartitionLog {
             dir,
             topic: topic.to_owned(),
@@ -83,6 +100,8 @@ impl LogDir {
             end: 0,
             size: 0,
             last_batch: 0,
+            salt: 0,
+            index_bytes: self.index_bytes,
         }
     }
 
@@ -113,8 +132,9 @@ impl LogDir {
     }
 }
 
-fn open_segment(dir: &Path, base: i64) -> File {
-    for (extension, bytes) in [("index", 10_485_760), ("timeindex", 10_485_756)] {
+fn open_segment(dir: &Path, base: i64, index_bytes: u64) -> File {
+    for (extension, bytes) in [("index", index_bytes / 8 * 8), ("timeindex", index_bytes / 12 * 12)]
+    {
         let path = dir.join(file_name(base, extension));
         File::options()
             .create(true)
@@ -148,13 +168,13 @@ impl PartitionLog {
 
     /// Appends one batch of `records` records of `record_bytes` noise each.
     pub fn append(&mut self, records: usize, record_bytes: usize) -> Vec<u8> {
-        let seed = (self.end as u64) << 8 | u64::from(self.partition & 0xff);
+        let seed = self.salt << 56 ^ (self.end as u64) << 8 | u64::from(self.partition & 0xff);
         let values: Vec<_> =
             (0..records as u64).map(|i| noise(seed ^ (i << 40), record_bytes)).collect();
         let timestamp_ms = FIRST_TIMESTAMP_MS + self.end;
         let batch = Batch { base_offset: self.end, epoch: 0, timestamp_ms, values: &values };
         let bytes = batch.encode();
-        self.active.write_all(&bytes).unwrap();
+        self.active.as_mut().unwrap().write_all(&bytes).unwrap();
         self.last_batch = batch.base_offset;
         self.end = batch.end_offset();
         self.size += bytes.len() as u64;
@@ -175,7 +195,7 @@ impl PartitionLog {
             file.set_len(*len).unwrap();
             file.sync_all().unwrap();
         }
-        let old = std::mem::replace(&mut self.active, open_segment(&self.dir, self.end));
+        let old = self.active.replace(open_segment(&self.dir, self.end, self.index_bytes)).unwrap();
         let empty_snapshot = [0u8, 1, 0x48, 0x67, 0x4b, 0xc7, 0, 0, 0, 0];
         let snapshot = self.dir.join(file_name(self.end, "snapshot"));
         fs::write(&snapshot, empty_snapshot).unwrap();
@@ -194,11 +214,38 @@ impl PartitionLog {
         self.roll();
     }
 
+    /// Closes the active segment's descriptor; `reopen` before the next append.
+    pub fn close(&mut self) {
+        self.active = None;
+    }
+
     /// Opens the log again where it stands, for example after a remount.
     pub fn reopen(&mut self) {
         use std::io::Seek as _;
         let path = self.dir.join(file_name(self.base, "log"));
-        self.active = File::options().read(true).write(true).open(path).unwrap();
-        self.active.seek(std::io::SeekFrom::End(0)).unwrap();
+        let mut file = File::options().read(true).write(true).open(path).unwrap();
+        file.seek(std::io::SeekFrom::End(0)).unwrap();
+        self.active = Some(file);
+    }
+
+    /// What a broker does when its new leader has less: later segments go, this one is cut at `len` and is the active one again. What is
+    /// appended from then on differs from what stood there.
+    pub fn truncate_to(&mut self, base: i64, len: u64, end: i64) -> std::io::Result<()> {
+        let mut later: Vec<String> = super::files::names(&self.dir);
+        later.retain(|n| n.get(..20).and_then(|d| d.parse::<i64>().ok()).is_some_and(|b| b > base));
+        for name in later.iter().filter(|n| !n.ends_with(".deleted")) {
+            fs::rename(self.dir.join(name), self.dir.join(format!("{name}.deleted")))?;
+        }
+        for name in later.iter().filter(|n| !n.ends_with(".deleted")) {
+            fs::remove_file(self.dir.join(format!("{name}.deleted")))?;
+        }
+        let file = open_segment(&self.dir, base, self.index_bytes);
+        file.set_len(len)?;
+        file.sync_all()?;
+        self.active = None;
+        (self.base, self.end, self.size, self.last_batch) = (base, end, len, end.max(1) - 1);
+        self.salt += 1;
+        self.reopen();
+        Ok(())
     }
 }

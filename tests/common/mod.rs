@@ -4,6 +4,7 @@
 //! when the test itself is killed. A rig that is not installed fails the test and says how to install it: nothing is skipped.
 #![allow(dead_code, unused_imports)] // every test binary compiles all of it and uses a part
 
+pub mod archive;
 pub mod batches;
 pub mod broker;
 pub mod children;

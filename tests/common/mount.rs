@@ -150,8 +150,18 @@ impl Mount {
     }
 
     /// SIGTERM; must unmount and end with 0.
-    pub fn sigterm(mut self) {
+    pub fn sigterm(self) {
+        self.terminate();
+        self.ends_well();
+    }
+
+    /// SIGTERM, without waiting.
+    pub fn terminate(&self) {
         self.process.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Waits for the end, which must be clean.
+    pub fn ends_well(mut self) {
         self.ended_well();
     }
 

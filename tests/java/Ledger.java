@@ -425,6 +425,23 @@ public final class Ledger {
         System.out.println(out);
     }
 
+    /** What a reader of the records below some offsets must find: {@code --end PARTITION=OFFSET} for each. */
+    static void sum(Args args) throws Exception {
+        Book book = Book.load(new File(args.text("ledger")));
+        long records = 0, sum = 0;
+        for (String pair : args.all("end")) {
+            int partition = Integer.parseInt(pair.substring(0, pair.indexOf('=')));
+            long end = Long.parseLong(pair.substring(pair.indexOf('=') + 1));
+            for (long[] run : book.accounts[partition].runs) {
+                for (long number = run[0]; number <= run[1] && run[2] + (number - run[0]) < end; number++) {
+                    records++;
+                    sum += crc32(value(book.seed, partition, number, book.size));
+                }
+            }
+        }
+        System.out.println(JSON.createObjectNode().put("records", records).put("crc32_sum", sum));
+    }
+
     // --- topics ----------------------------------------------------------------------------------------------------------------------
 
     static Admin admin(Args args) {
@@ -544,7 +561,8 @@ public final class Ledger {
                 case "topic" -> topic(args);
                 case "delete-records" -> deleteRecords(args);
                 case "offsets" -> offsets(args);
-                default -> throw new Args.Usage("produce | consume | topic | delete-records | offsets");
+                case "sum" -> sum(args);
+                default -> throw new Args.Usage("produce | consume | sum | topic | delete-records | offsets");
             }
         } catch (Args.Usage e) {
             System.err.println("Ledger: " + e.getMessage());
