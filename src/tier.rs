@@ -30,7 +30,6 @@ mod spool;
 mod status;
 #[cfg(test)]
 mod tests;
-mod topics;
 mod upload;
 mod verdict;
 
@@ -131,7 +130,7 @@ pub struct TierDeps {
     /// May be out of reach for as long as it likes.
     pub store: Store,
     /// Commits, and mirrors them on local disk.
-    pub manifest: Arc<ManifestLog>,
+    pub manifest: ManifestLog,
     /// `spool/` of the data directory; `None` with a stock log dir.
     pub spool: Option<PathBuf>,
     /// The time.

@@ -47,8 +47,7 @@ impl<K: Hash + Eq + Clone> Backoffs<K> {
         let mut pauses = self.pauses.lock();
         let pause = pauses.entry(key.clone()).or_insert(Pause { failures: 0, until_ms: 0 });
         pause.failures = pause.failures.saturating_add(1);
-        pause.until_ms =
-            now_ms + pause_ms(pause.failures, self.min_ms, self.max_ms, random_u64());
+        pause.until_ms = now_ms + pause_ms(pause.failures, self.min_ms, self.max_ms, random_u64());
         pause.failures
     }
 
@@ -57,12 +56,6 @@ impl<K: Hash + Eq + Clone> Backoffs<K> {
         let mut pauses = self.pauses.lock();
         pauses.remove(key);
         !pauses.is_empty()
-    }
-
-    /// Those that failed and are due again.
-    pub fn due(&self, now_ms: u64) -> Vec<K> {
-        let pauses = self.pauses.lock();
-        pauses.iter().filter(|(_, p)| p.until_ms <= now_ms).map(|(k, _)| k.clone()).collect()
     }
 }
 
@@ -85,7 +78,6 @@ mod tests {
         assert_eq!(backoffs.failed(&7, 1000), 1);
         assert!(!backoffs.is_due(&7, 1000));
         assert!(backoffs.is_due(&7, 1100) && backoffs.is_due(&8, 0));
-        assert_eq!(backoffs.due(1100), [7]);
         assert!(!backoffs.succeeded(&7));
         assert!(backoffs.is_due(&7, 0));
     }

@@ -27,9 +27,7 @@ pub(super) struct Budget {
 /// The keys to release, in order.
 pub(super) fn choose<K>(mut candidates: Vec<Candidate<K>>, budget: &Budget) -> Vec<K> {
     candidates.sort_by_key(|c| (c.mtime_ns, c.base_offset));
-    let mut excess = budget
-        .hot_bytes_max
-        .map_or(0, |max| budget.hot_bytes_now.saturating_sub(max));
+    let mut excess = budget.hot_bytes_max.map_or(0, |max| budget.hot_bytes_now.saturating_sub(max));
     let too_old = |c: &Candidate<K>| {
         budget.age_ns_max.is_some_and(|max| budget.now_ns.saturating_sub(c.mtime_ns) > max)
     };
@@ -58,9 +56,8 @@ pub(super) struct Safety {
 
 /// Whether the segment is a candidate.
 pub(super) fn may_go(s: &Safety, evict_compacted: bool) -> bool {
-    let below = |limit: Option<i64>| {
-        s.next_base.zip(limit).is_some_and(|(next, limit)| next <= limit)
-    };
+    let below =
+        |limit: Option<i64>| s.next_base.zip(limit).is_some_and(|(next, limit)| next <= limit);
     s.hot
         && s.archived
         && below(s.committed)

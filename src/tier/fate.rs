@@ -29,8 +29,8 @@ pub(super) struct FateNote {
     pub next_base: Option<i64>,
 }
 
-/// Of a segment `base` that has or gets the suffix `.deleted` among the `.log`-like `names` of its live
-/// directory. Segments that have the suffix already count as neighbours behind it, not as survivors.
+/// Of a segment `base` that has or gets the suffix `.deleted`, among the *other* `.log`-like `names` of its
+/// live directory. Those that have the suffix already count as neighbours behind it, not as survivors.
 pub(super) fn of_deleted<'a>(
     base: i64,
     names: impl Iterator<Item = &'a str>,
@@ -145,31 +145,31 @@ mod tests {
 
     #[test]
     fn retention_takes_a_prefix_and_truncation_a_suffix() {
-        let n = note(0, &[(0, ""), (100, ""), (200, "")], false);
+        let n = note(0, &[(100, ""), (200, "")], false);
         assert_eq!(n, FateNote { fate: Fate::Retention, next_base: Some(100) });
-        let n = note(100, &[(0, ".deleted"), (100, ""), (200, "")], false);
+        let n = note(100, &[(0, ".deleted"), (200, "")], false);
         assert_eq!(n, FateNote { fate: Fate::Retention, next_base: Some(200) });
-        let n = note(200, &[(0, ""), (100, ""), (200, "")], false);
+        let n = note(200, &[(0, ""), (100, "")], false);
         assert_eq!(n, FateNote { fate: Fate::Truncation, next_base: None });
     }
 
     #[test]
     fn a_note_made_after_a_remount_says_the_same() {
-        let n = note(0, &[(0, ".deleted"), (100, ".deleted"), (200, "")], false);
+        let n = note(0, &[(100, ".deleted"), (200, "")], false);
         assert_eq!(n, FateNote { fate: Fate::Retention, next_base: Some(100) });
-        let n = note(200, &[(0, ""), (200, ".deleted")], false);
+        let n = note(200, &[(0, "")], false);
         assert_eq!(n.fate, Fate::Truncation);
     }
 
     #[test]
     fn a_successor_in_place_means_compaction() {
-        let n = note(0, &[(0, ""), (0, ".swap"), (100, "")], true);
+        let n = note(0, &[(0, ".swap"), (100, "")], true);
         assert_eq!(n.fate, Fate::Compaction);
-        let n = note(100, &[(0, ".swap"), (0, ".deleted"), (100, ""), (200, "")], true);
-        assert_eq!(n.fate, Fate::Compaction);
-        let n = note(0, &[(0, ".deleted"), (0, ""), (100, "")], true);
+        let n = note(100, &[(0, ".swap"), (0, ".deleted"), (200, "")], true);
         assert_eq!(n.fate, Fate::Compaction);
         let n = note(0, &[(0, ""), (100, "")], true);
+        assert_eq!(n.fate, Fate::Compaction);
+        let n = note(0, &[(100, "")], true);
         assert_eq!(n.fate, Fate::Retention, "compact,delete topics have retention too");
     }
 
@@ -198,7 +198,10 @@ mod tests {
         let f = facts();
         assert_eq!(decide(&f), keep(true, false));
         assert_eq!(decide(&DiscardFacts { listening: true, ..f }), keep(true, true));
-        assert_eq!(decide(&DiscardFacts { listening: true, archived: true, ..f }), keep(false, true));
+        assert_eq!(
+            decide(&DiscardFacts { listening: true, archived: true, ..f }),
+            keep(false, true)
+        );
         let f = DiscardFacts { listening: true, compacted: true, ..f };
         assert_eq!(decide(&f), keep(false, true));
     }

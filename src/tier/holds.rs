@@ -85,6 +85,11 @@ impl Holds {
         }
     }
 
+    /// Forgets those that the caller does not know any more.
+    pub fn retain(&self, keep: impl Fn(&SourceId) -> bool) {
+        self.0.lock().retain(|id, _| keep(id));
+    }
+
     /// All of them, by chain and offset.
     pub fn all(&self) -> Vec<Hold> {
         let mut all: Vec<Hold> = self.0.lock().values().cloned().collect();
@@ -93,9 +98,23 @@ impl Holds {
     }
 
     /// Quarantined ranges of a chain, ascending: what a gap there is due to.
-    pub fn quarantined(&self, chain: &ChainId) -> Vec<(i64, String)> {
+    pub fn quarantined(&self, chain: &ChainId) -> Vec<Missing> {
         let quarantined = |h: &Hold| h.kind == HoldKind::Quarantined && h.chain == *chain;
         let all = self.all().into_iter().filter(quarantined);
-        all.map(|h| (h.base_offset, format!("quarantined: {}", h.reason))).collect()
+        all.map(|h| Missing {
+            from_offset: h.base_offset,
+            to_offset: h.end_offset,
+            reason: format!("quarantined: {}", h.reason),
+        })
+        .collect()
     }
+}
+
+/// Offsets that are not archived and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Missing {
+    pub from_offset: i64,
+    /// `None`: up to whatever follows.
+    pub to_offset: Option<i64>,
+    pub reason: String,
 }

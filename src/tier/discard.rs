@@ -1,0 +1,210 @@
+//! What the filesystem calls when Kafka gives a `.log` up: never waits for the store, never brings a
+//! name back, and keeps the bytes that are still owed to the archive or to the discard command.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Tier;
+use super::fate::{self, Discard, DiscardFacts, FateNote};
+use super::holds::SourceId;
+use super::small_files::spool_name;
+use crate::catalog::{Content, LogFile, PartitionDir};
+use crate::kafka::names::{self, FileKind, LogName, Suffix};
+use crate::local::spool::{DiscardReason, SpoolDoc, SpoolEntry};
+use crate::types::ChainId;
+
+const SIDE_FILES: [FileKind; 4] =
+    [FileKind::Index, FileKind::TimeIndex, FileKind::TxnIndex, FileKind::Snapshot];
+
+struct Owed {
+    reason: DiscardReason,
+    end_offset: Option<i64>,
+    archive: bool,
+    listener: bool,
+}
+
+impl Tier {
+    /// To be called before a rename within a partition directory: remembers why Kafka renames a `.log` to
+    /// `.log.deleted`, which nobody can tell afterwards.
+    pub fn note_rename(&self, dir: &Arc<PartitionDir>, from: &str, to: &str) {
+        let (Some(from_name), Some(to_name)) = (names::parse_file(from), names::parse_file(to))
+        else {
+            return;
+        };
+        if from_name.kind != FileKind::Log || to_name.kind != FileKind::Log {
+            return;
+        }
+        let Some(log) = dir.log(from) else { return };
+        let dies = to_name.suffix == Suffix::Deleted && dir.is_live();
+        if from_name.suffix == Suffix::None && dies {
+            let note = self.fate_of(dir, from, from_name.base_offset);
+            self.fates.lock().insert(log.id, note);
+        } else {
+            self.fates.lock().remove(&log.id);
+        }
+    }
+
+    fn fate_of(&self, dir: &PartitionDir, name: &str, base_offset: i64) -> FateNote {
+        let logs = dir.all_logs();
+        let others = logs.iter().map(|(n, _)| n.as_str()).filter(|n| *n != name);
+        fate::of_deleted(base_offset, others, self.catalog.is_compacted(dir))
+    }
+
+    /// Takes a `.log`-like name out of a partition directory. Local disk only.
+    ///
+    /// Bytes that are still owed to somebody go into the spool. When the spool cannot take them (its
+    /// documents cannot be written and its reserve is used up) they are lost from local disk: Kafka's
+    /// unlink must not fail, since that takes the whole log dir offline; the loss is logged, counted and, once
+    /// a later segment is archived, a named gap.
+    pub fn unlink(&self, dir: &Arc<PartitionDir>, name: &str) -> io::Result<Arc<LogFile>> {
+        let log = dir.log(name).ok_or(io::ErrorKind::NotFound)?;
+        let removed = match self.decide_unlink(dir, name, &log) {
+            Some((parsed, owed)) => self.keep(dir, name, &log, parsed, &owed)?,
+            None => dir.remove_log(name)?,
+        };
+        self.fates.lock().remove(&log.id);
+        self.rolled.lock().remove(&log.id);
+        self.sizes.forget(&log);
+        self.holds.forget(&SourceId::Log(log.id));
+        self.wake.notify_one();
+        Ok(removed)
+    }
+
+    fn decide_unlink(
+        &self,
+        dir: &Arc<PartitionDir>,
+        name: &str,
+        log: &LogFile,
+    ) -> Option<(LogName, Owed)> {
+        let parsed = names::parse_file(name)?;
+        let content = log.content();
+        if self.config.stock || matches!(content, Content::Overlaid(..) | Content::Broken(_)) {
+            return None;
+        }
+        let dir_name = dir.parsed();
+        let noted = self.fates.lock().get(&log.id).copied();
+        let note = (parsed.suffix == Suffix::Deleted)
+            .then(|| noted.unwrap_or_else(|| self.fate_of(dir, name, parsed.base_offset)));
+        let facts = DiscardFacts {
+            dir: dir_name.kind,
+            suffix: parsed.suffix,
+            note,
+            base_offset: parsed.base_offset,
+            committed: self.catalog.committed_offset(dir),
+            archived: matches!(content, Content::Cold(_)) || log.archived().is_some(),
+            compacted: self.catalog.is_compacted(dir),
+            empty: log.stat().is_ok_and(|s| s.size_bytes == 0),
+            archiving: self.config.includes(dir_name.tp.topic()),
+            listening: self.config.on_discard.is_some(),
+        };
+        match fate::decide(&facts) {
+            Discard::Release => None,
+            Discard::Keep { reason, end_offset, archive, listener } => {
+                Some((parsed, Owed { reason, end_offset, archive, listener }))
+            }
+        }
+    }
+
+    fn keep(
+        &self,
+        dir: &Arc<PartitionDir>,
+        name: &str,
+        log: &Arc<LogFile>,
+        parsed: LogName,
+        owed: &Owed,
+    ) -> io::Result<Arc<LogFile>> {
+        let made =
+            self.describe_discard(dir, log, parsed, owed).and_then(|doc| self.spool.create(doc));
+        let (entry, dirty) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.counters.lost_discards.raise();
+                let file = log.label();
+                tracing::error!(%file, %error, "a discarded segment that is still owed cannot be kept");
+                return dir.remove_log(name);
+            }
+        };
+        link_side_files(&dir.path(), parsed.base_offset, &entry);
+        let moved = match dir.remove_log_into(name, &entry.log()) {
+            // Evicted before we got to it, or cold all along: there are no local bytes to keep.
+            Err(_) if !log.is_hot() => dir.remove_log(name),
+            other => other,
+        };
+        match moved {
+            Ok(removed) => {
+                let (from, to) = (SourceId::Log(log.id), SourceId::Spooled(entry.id.clone()));
+                self.holds.rename(&from, to);
+                self.spool.insert(entry, Some(log.id), dirty);
+                Ok(removed)
+            }
+            Err(error) => {
+                if let Err(e) = entry.remove() {
+                    tracing::warn!(entry = %entry.path.display(), error = %e, "an empty spool entry stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn describe_discard(
+        &self,
+        dir: &PartitionDir,
+        log: &LogFile,
+        parsed: LogName,
+        owed: &Owed,
+    ) -> io::Result<SpoolDoc> {
+        let stub = match log.content() {
+            Content::Cold(stub) => Some(stub.as_ref().clone()),
+            _ => log.archived().map(|a| a.stub.clone()),
+        };
+        let chain: ChainId = match &stub {
+            Some(stub) => stub.chain(),
+            None => dir.chain()?,
+        };
+        let archived_end = || {
+            let chain = self.chains.view(&chain)?;
+            chain.find(parsed.base_offset).map(|s| s.end_offset)
+        };
+        let stat = log.stat()?;
+        Ok(SpoolDoc {
+            end_offset: owed.end_offset.or_else(archived_end),
+            tp: chain.tp.clone(),
+            topic_id: chain.topic_id.clone(),
+            base_offset: parsed.base_offset,
+            name: LogName { suffix: Suffix::None, ..parsed }.to_string(),
+            log_dir: dir.name(),
+            reason: owed.reason,
+            size_bytes: stat.size_bytes,
+            mtime_ns: stat.mtime_ns,
+            committed_offset: self.catalog.committed_offset(dir),
+            archive_wanted: owed.archive,
+            listener_wanted: owed.listener,
+            discarded_ms: self.clock.now_ms(),
+            upload_id: stub.and_then(|s| s.extents.first().map(|e| e.upload_id.clone())),
+            compacted: self.catalog.is_compacted(dir),
+        })
+    }
+}
+
+fn candidates(dir: &Path, base_offset: i64, kind: FileKind) -> [PathBuf; 2] {
+    [Suffix::Deleted, Suffix::None]
+        .map(|suffix| dir.join(LogName { base_offset, kind, suffix }.to_string()))
+}
+
+/// Hard links, so that Kafka's own unlinks of these names stay what they are. One that fails costs an
+/// index that is made anew.
+fn link_side_files(dir: &Path, base_offset: i64, entry: &SpoolEntry) {
+    let link = |from: &Path, to: PathBuf| match std::fs::hard_link(from, &to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(file = %from.display(), %error, "not kept with its segment");
+            false
+        }
+        linked => linked.is_ok(),
+    };
+    for kind in SIDE_FILES {
+        let mut paths = candidates(dir, base_offset, kind).into_iter();
+        paths.any(|from| link(&from, entry.side_file(spool_name(kind))));
+    }
+    link(&dir.join(names::LEADER_EPOCHS), entry.side_file("epochs"));
+}

@@ -1,0 +1,440 @@
+//! Drives the tiering of a mount: looks at what changed, starts bounded work, notes how it ended.
+//!
+//! One job per chain at a time, so that a chain is written in ascending order by one writer here. Ends
+//! promptly: work in flight is abandoned, which each step is made for.
+
+use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Tier;
+use super::archive::Done;
+use super::error::TierError;
+use super::holds::{HoldKind, SourceId};
+use super::identity::needs_operator;
+use super::listener::RUNS_MAX;
+use super::plan::{PartitionFacts, Place, SegmentFacts, next_segment};
+use super::prepare::{Job, Source};
+use crate::catalog::{Content, PartitionDir, SegmentView};
+use crate::local::spool::SpoolEntry;
+use crate::types::ChainId;
+
+const TICK: Duration = Duration::from_millis(200);
+const EVICT_EVERY_MS: u64 = 1_000;
+const EVICT_WHEN_IDLE_EVERY_MS: u64 = 5_000;
+const HYDRATE_EVERY_MS: u64 = 5_000;
+/// Everything is looked at this often, whatever was said to have changed.
+const LOOK_AT_ALL_EVERY_MS: u64 = 30_000;
+
+/// How work in the background ended.
+enum End {
+    Job { job: Box<Job>, result: Result<Done, TierError> },
+    Asked { entry: SpoolEntry, agreed: bool },
+    Evicted(std::io::Result<u64>),
+    Swept(std::io::Result<()>),
+    Hydrated,
+}
+
+/// The loop's own memory.
+struct Engine {
+    tier: Arc<Tier>,
+    work: JoinSet<End>,
+    busy: HashSet<ChainId>,
+    pending: VecDeque<Arc<PartitionDir>>,
+    is_pending: HashSet<u64>,
+    evicting: bool,
+    sweeping: bool,
+    hydrating: bool,
+    /// Something changed that an eviction may follow from.
+    evict_soon: bool,
+    evicted_at_ms: u64,
+    hydrated_at_ms: u64,
+    looked_at_ms: u64,
+}
+
+impl Tier {
+    /// Runs until `shutdown` becomes true or its sender is gone. Call [`Tier::recover`] first; else it is
+    /// done here.
+    pub async fn run(self: Arc<Self>, mut shutdown: watch::Receiver<bool>) {
+        let tier = self.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || tier.recover()).await {
+            tracing::error!(%error, "looking at local disk failed");
+        }
+        let mut engine = Engine::new(self.clone());
+        loop {
+            engine.tick();
+            tokio::select! {
+                stopped = shutdown.wait_for(|stop| *stop) => {
+                    if let Err(error) = stopped {
+                        tracing::debug!(%error, "nobody is left to say stop");
+                    }
+                    break;
+                }
+                Some(ended) = engine.work.join_next() => engine.ended(ended),
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(TICK) => {}
+            }
+            while let Some(ended) = engine.work.try_join_next() {
+                engine.ended(ended);
+            }
+        }
+        self.stopping.store(true, Ordering::Release);
+        engine.work.shutdown().await;
+    }
+
+    /// What a plan looks at.
+    pub(super) fn snapshot(
+        &self,
+        dir: &PartitionDir,
+        chain: &ChainId,
+    ) -> (PartitionFacts, Vec<SegmentView>) {
+        let segments = dir.segments();
+        let fact = |s: &SegmentView| SegmentFacts {
+            base_offset: s.base_offset,
+            next_base: s.next_base,
+            place: match s.log.content() {
+                Content::Hot(_) => Place::Hot,
+                Content::Cold(_) => Place::Cold,
+                Content::Overlaid(..) => Place::Overlaid,
+                Content::Broken(_) => Place::Broken,
+            },
+            archived: s.log.archived().is_some(),
+            hold: self.holds.kind(&SourceId::Log(s.log.id), s.log.mutations()),
+        };
+        let name = dir.parsed();
+        let facts = PartitionFacts {
+            kind: name.kind,
+            included: self.config.includes(name.tp.topic()),
+            committed: self.catalog.committed_offset(dir),
+            archive_end: self.chains.view(chain).and_then(|c| c.end_offset()),
+            segments: segments.iter().map(fact).collect(),
+        };
+        (facts, segments)
+    }
+
+    /// The next job of a partition of the log dir.
+    pub(super) fn next_job(&self, dir: &Arc<PartitionDir>, chain: &ChainId) -> Option<Job> {
+        let (facts, segments) = self.snapshot(dir, chain);
+        let segment = &segments[next_segment(&facts)?];
+        let source = Source::Log { dir: dir.clone(), log: segment.log.clone() };
+        Some(Job {
+            chain: chain.clone(),
+            source,
+            base_offset: segment.base_offset,
+            next_base: segment.next_base,
+            committed: facts.committed?,
+            compacted: self.catalog.is_compacted(dir),
+        })
+    }
+
+    /// The next job of a chain's entries in the spool.
+    fn next_spooled(&self, chain: &ChainId) -> Option<Job> {
+        for entry in self.spool.wanted(chain) {
+            match self.holds.kind(&SourceId::Spooled(entry.id.clone()), 0) {
+                Some(HoldKind::Quarantined) => continue,
+                Some(HoldKind::Held) => return None,
+                None => {}
+            }
+            let doc = &entry.doc;
+            return Some(Job {
+                chain: chain.clone(),
+                base_offset: doc.base_offset,
+                next_base: doc.end_offset,
+                committed: doc.committed_offset.unwrap_or(doc.base_offset),
+                compacted: doc.compacted,
+                source: Source::Spooled(Box::new(entry)),
+            });
+        }
+        None
+    }
+
+    /// Remembers when segments were first seen closed. `now_ms` 0: before this process saw them roll.
+    pub(super) fn note_rolls(&self, dir: &PartitionDir, now_ms: u64) {
+        let mut rolled = self.rolled.lock();
+        for segment in dir.segments().iter().filter(|s| s.next_base.is_some()) {
+            rolled.entry(segment.log.id).or_insert(now_ms);
+        }
+    }
+
+    pub(super) fn note_roll_time(&self, log_id: u64) {
+        let seen = self.rolled.lock().get(&log_id).copied().filter(|ms| *ms > 0);
+        if let Some(seen) = seen {
+            let took = self.clock.now_ms().saturating_sub(seen);
+            let mut times = self.roll_times.lock();
+            times.count += 1;
+            times.sum_ms += took;
+            times.max_ms = times.max_ms.max(took);
+        }
+    }
+}
+
+impl Engine {
+    fn new(tier: Arc<Tier>) -> Self {
+        Self {
+            tier,
+            work: JoinSet::new(),
+            busy: HashSet::new(),
+            pending: VecDeque::new(),
+            is_pending: HashSet::new(),
+            evicting: false,
+            sweeping: false,
+            hydrating: false,
+            evict_soon: true,
+            evicted_at_ms: 0,
+            hydrated_at_ms: 0,
+            looked_at_ms: 0,
+        }
+    }
+
+    fn tick(&mut self) {
+        let now_ms = self.tier.clock.now_ms();
+        self.collect_changed(now_ms);
+        self.start_spooled(now_ms);
+        self.start_pending(now_ms);
+        self.start_listeners(now_ms);
+        self.start_sweep();
+        self.start_eviction(now_ms);
+        self.start_hydration(now_ms);
+    }
+
+    fn collect_changed(&mut self, now_ms: u64) {
+        let all = now_ms.saturating_sub(self.looked_at_ms) >= LOOK_AT_ALL_EVERY_MS;
+        if all {
+            self.looked_at_ms = now_ms;
+            self.tier.prune_holds();
+        }
+        for dir in self.tier.catalog.dirs() {
+            let changed = dir.take_changed();
+            if changed {
+                self.tier.note_rolls(&dir, now_ms);
+                self.evict_soon = true;
+            }
+            if (changed || all) && self.is_pending.insert(dir.id) {
+                self.pending.push_back(dir);
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.busy.len() < self.tier.config.uploads_max.max(1)
+    }
+
+    fn start(&mut self, job: Job) {
+        self.busy.insert(job.chain.clone());
+        let tier = self.tier.clone();
+        self.work.spawn(async move {
+            let attempt = AssertUnwindSafe(tier.archive(&job)).catch_unwind().await;
+            let result = attempt.unwrap_or_else(|_| {
+                let why = "a defect of Everlog stopped the attempt".to_owned();
+                Err(TierError::Manifest { chain: job.chain.to_string(), why })
+            });
+            End::Job { job: Box::new(job), result }
+        });
+    }
+
+    fn is_free(&self, chain: &ChainId, now_ms: u64) -> bool {
+        !self.busy.contains(chain) && self.tier.backoffs.is_due(chain, now_ms)
+    }
+
+    fn start_spooled(&mut self, now_ms: u64) {
+        for chain in self.tier.spool.chains_wanting() {
+            if !self.has_room() {
+                return;
+            }
+            if self.is_free(&chain, now_ms)
+                && let Some(job) = self.tier.next_spooled(&chain)
+            {
+                self.start(job);
+            }
+        }
+    }
+
+    /// Each pending partition once at most; those that cannot start yet stay pending.
+    fn start_pending(&mut self, now_ms: u64) {
+        for _ in 0..self.pending.len() {
+            if !self.has_room() {
+                return;
+            }
+            let Some(dir) = self.pending.pop_front() else { return };
+            let chain = match dir.chain() {
+                Ok(chain) => chain,
+                Err(error) => {
+                    let what = format!("{}: {error}", dir.name());
+                    self.tier.last_error.set(now_ms, what);
+                    self.is_pending.remove(&dir.id);
+                    continue;
+                }
+            };
+            if !self.is_free(&chain, now_ms) {
+                self.pending.push_back(dir);
+                continue;
+            }
+            match self.tier.next_job(&dir, &chain) {
+                Some(job) => {
+                    self.pending.push_back(dir);
+                    self.start(job);
+                }
+                None => {
+                    self.is_pending.remove(&dir.id);
+                }
+            }
+        }
+    }
+
+    fn start_listeners(&mut self, now_ms: u64) {
+        if self.tier.config.on_discard.is_none() {
+            return;
+        }
+        for entry in self.tier.spool.take_to_ask(now_ms, RUNS_MAX) {
+            let tier = self.tier.clone();
+            self.work.spawn(async move {
+                let agreed = tier.ask_listener(&entry).await;
+                End::Asked { entry, agreed }
+            });
+        }
+    }
+
+    fn start_sweep(&mut self) {
+        if self.sweeping || !self.tier.spool.is_dirty() {
+            return;
+        }
+        self.sweeping = true;
+        let tier = self.tier.clone();
+        self.work.spawn_blocking(move || End::Swept(tier.spool.sweep()));
+    }
+
+    fn start_eviction(&mut self, now_ms: u64) {
+        let pause = if self.evict_soon { EVICT_EVERY_MS } else { EVICT_WHEN_IDLE_EVERY_MS };
+        let due = now_ms.saturating_sub(self.evicted_at_ms) >= pause;
+        if self.evicting || !due || !self.tier.evicts() {
+            return;
+        }
+        (self.evicting, self.evict_soon, self.evicted_at_ms) = (true, false, now_ms);
+        let tier = self.tier.clone();
+        self.work.spawn_blocking(move || End::Evicted(tier.evict_round()));
+    }
+
+    fn start_hydration(&mut self, now_ms: u64) {
+        let due = now_ms.saturating_sub(self.hydrated_at_ms) >= HYDRATE_EVERY_MS;
+        if self.hydrating || !due {
+            return;
+        }
+        self.hydrated_at_ms = now_ms;
+        let waiting = self.tier.to_hydrate();
+        if waiting.is_empty() {
+            return;
+        }
+        self.hydrating = true;
+        let (tier, runtime) = (self.tier.clone(), tokio::runtime::Handle::current());
+        self.work.spawn_blocking(move || {
+            for log in waiting {
+                if tier.is_stopping() {
+                    break;
+                }
+                if let Err(error) = tier.hydrate_one(&log, &runtime) {
+                    tracing::warn!(file = %log.label(), %error, "not whole yet");
+                }
+            }
+            End::Hydrated
+        });
+    }
+
+    fn ended(&mut self, ended: Result<End, tokio::task::JoinError>) {
+        let now_ms = self.tier.clock.now_ms();
+        match ended {
+            Ok(End::Job { job, result }) => self.job_ended(&job, result, now_ms),
+            Ok(End::Asked { entry, agreed }) => {
+                self.tier.spool.note_answer(&entry.id, agreed, now_ms);
+            }
+            Ok(End::Evicted(result)) => {
+                self.evicting = false;
+                if let Err(error) = result
+                    && !self.tier.is_stopping()
+                {
+                    self.complain(now_ms, format!("eviction: {error}"));
+                }
+            }
+            Ok(End::Swept(result)) => {
+                self.sweeping = false;
+                if let Err(error) = result {
+                    self.complain(now_ms, format!("spool: {error}"));
+                }
+            }
+            Ok(End::Hydrated) => self.hydrating = false,
+            Err(error) => {
+                // Only work that runs off the runtime can end so, and only by a defect.
+                (self.evicting, self.sweeping, self.hydrating) = (false, false, false);
+                self.complain(now_ms, format!("a defect of Everlog stopped a task: {error}"));
+            }
+        }
+    }
+
+    fn complain(&self, now_ms: u64, what: String) {
+        tracing::error!("{what}");
+        self.tier.last_error.set(now_ms, what);
+    }
+
+    fn job_ended(&mut self, job: &Job, result: Result<Done, TierError>, now_ms: u64) {
+        self.busy.remove(&job.chain);
+        match result {
+            Ok(done) => {
+                self.tier.settle_spooled(job, &done);
+                match done {
+                    // The log dir is in motion here: look again in a moment, not in a circle.
+                    Done::Gone | Done::NotCommitted => {
+                        self.tier.backoffs.failed(&job.chain, now_ms);
+                    }
+                    Done::Archived(_) | Done::Adopted(_) => {
+                        self.evict_soon = true;
+                        self.succeeded(job);
+                    }
+                    Done::Quarantined(_) | Done::Held(_) => self.succeeded(job),
+                }
+            }
+            Err(TierError::Stopping) => {}
+            Err(error) => self.tier.note_failure(job, &error, now_ms),
+        }
+    }
+
+    fn succeeded(&self, job: &Job) {
+        if !self.tier.backoffs.succeeded(&job.chain) {
+            self.tier.last_error.clear();
+        }
+    }
+}
+
+impl Tier {
+    fn note_failure(&self, job: &Job, error: &TierError, now_ms: u64) {
+        self.counters.failed_attempts.raise();
+        let failures = self.backoffs.failed(&job.chain, now_ms);
+        let segment = job.source.label();
+        // Once when it begins and now and then while it lasts.
+        if failures == 1 && needs_operator(error) {
+            tracing::error!(%segment, %error, "not archived");
+        } else if failures == 1 || failures.is_multiple_of(20) {
+            tracing::warn!(%segment, %error, failures, "not archived yet");
+        }
+        self.last_error.set(now_ms, format!("{segment}: {error}"));
+    }
+
+    /// What the end of a job means for an entry of the spool.
+    fn settle_spooled(&self, job: &Job, done: &Done) {
+        let Source::Spooled(entry) = &job.source else { return };
+        match done {
+            Done::Gone => {
+                self.counters.lost_discards.raise();
+                tracing::error!(entry = %entry.path.display(), "the bytes of a spool entry are gone");
+                self.spool.note_not_archived(&entry.id);
+            }
+            // Part of it is above the high watermark: never the archive's truth.
+            Done::NotCommitted => self.spool.note_not_archived(&entry.id),
+            Done::Archived(_) | Done::Adopted(_) | Done::Quarantined(_) | Done::Held(_) => {}
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Carries evictions out: compares what was not compared in this process, then releases.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::Tier;
+use super::evict::{Budget, Candidate, Safety, choose, may_go};
+use super::prepare::hash_file;
+use crate::catalog::{Archived, LogFile, PartitionDir};
+use crate::kafka::names::DirKind;
+
+impl Tier {
+    /// Whether anything is ever evicted.
+    pub(super) fn evicts(&self) -> bool {
+        let limited = self.config.hot_bytes.is_some() || self.config.hot_age_ms.is_some();
+        limited && !self.config.stock
+    }
+
+    /// One round: releases what the limits ask for and the laws allow. Blocking. Returns how many files.
+    pub(super) fn evict_round(&self) -> io::Result<u64> {
+        if !self.evicts() {
+            return Ok(0);
+        }
+        let (hot_bytes_now, candidates) = self.look_for_candidates();
+        let budget = Budget {
+            hot_bytes_now,
+            hot_bytes_max: self.config.hot_bytes,
+            age_ns_max: self.config.hot_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
+            now_ns: self.clock.now_ns(),
+        };
+        let chosen = choose(candidates, &budget);
+        if !chosen.is_empty() {
+            self.catalog.ensure_sentinel()?;
+        }
+        let mut evicted = 0;
+        for log in chosen {
+            if self.is_stopping() {
+                break;
+            }
+            evicted += u64::from(self.evict_one(&log)?);
+        }
+        Ok(evicted)
+    }
+
+    fn look_for_candidates(&self) -> (u64, Vec<Candidate<Arc<LogFile>>>) {
+        let mut hot_bytes = 0;
+        let mut candidates = Vec::new();
+        for dir in self.catalog.dirs() {
+            for (_, log) in dir.all_logs() {
+                if log.is_hot() {
+                    hot_bytes += self.sizes.of(&log).map_or(0, |s| s.size_bytes);
+                }
+            }
+            self.candidates_of(&dir, &mut candidates);
+        }
+        (hot_bytes, candidates)
+    }
+
+    fn candidates_of(&self, dir: &PartitionDir, into: &mut Vec<Candidate<Arc<LogFile>>>) {
+        if !matches!(dir.parsed().kind, DirKind::Live | DirKind::Deleted) {
+            return;
+        }
+        let committed = self.catalog.committed_offset(dir);
+        let recovery_point = self.catalog.recovery_point(dir);
+        let compacted = self.catalog.is_compacted(dir);
+        for segment in dir.segments() {
+            let log = segment.log;
+            let safety = Safety {
+                hot: log.is_hot(),
+                archived: log.archived().is_some(),
+                next_base: segment.next_base,
+                committed,
+                recovery_point,
+                compacted,
+            };
+            if !may_go(&safety, self.config.evict_compacted) {
+                continue;
+            }
+            if let Some(size) = self.sizes.of(&log) {
+                into.push(Candidate {
+                    base_offset: segment.base_offset,
+                    size_bytes: size.size_bytes,
+                    mtime_ns: size.mtime_ns,
+                    key: log,
+                });
+            }
+        }
+    }
+
+    fn evict_one(&self, log: &Arc<LogFile>) -> io::Result<bool> {
+        if !self.is_compared(log)? {
+            return Ok(false);
+        }
+        let size_bytes = self.sizes.of(log).map_or(0, |s| s.size_bytes);
+        let evicted = match log.evict() {
+            // Renamed or unlinked under our hands: there is nothing to release any more.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            other => other?,
+        };
+        if evicted {
+            self.sizes.forget(log);
+            self.counters.evicted_segments.raise();
+            self.counters.evicted_bytes.add(size_bytes);
+            tracing::debug!(file = %log.label(), size_bytes, "evicted");
+        }
+        Ok(evicted)
+    }
+
+    /// Bytes that were only taken for archived, by size and time, are hashed before they may go.
+    fn is_compared(&self, log: &Arc<LogFile>) -> io::Result<bool> {
+        let Some(archived) = log.archived() else { return Ok(false) };
+        if archived.compared {
+            return Ok(true);
+        }
+        let file = match File::open(log.path()) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        let found = hash_file(&file, &self.stopping)?;
+        if log.mutations() != archived.mutations {
+            return Ok(false);
+        }
+        if found == (archived.stub.size_bytes, archived.stub.generation) {
+            log.set_archived(Archived { compared: true, ..archived.as_ref().clone() });
+            return Ok(true);
+        }
+        tracing::warn!(
+            file = %log.label(), archived = %archived.stub.generation, local = %found.1,
+            "local bytes are not the archived ones, though size and time are: kept, and looked at again"
+        );
+        log.forget_archived();
+        log.place().0.mark_changed();
+        Ok(false)
+    }
+}

@@ -1,0 +1,264 @@
+//! The spool in memory: what is still owed to the archive and to the discard command.
+//!
+//! An entry's document on disk is the truth after a crash, and may be behind by one step, which is
+//! then simply done again. Changes are made here first and written by `sweep`, off the runtime.
+//! Nothing in the spool ever returns to the log dir (law 5).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+
+use crate::catalog::Catalog;
+use crate::clock::random_hex_32;
+use crate::local::spool::{self, SpoolDoc, SpoolEntry};
+use crate::types::{ArchivedSegment, ChainId};
+
+use super::backoff::Backoffs;
+
+const LISTENER_BACKOFF_MIN_MS: u64 = 1_000;
+const LISTENER_BACKOFF_MAX_MS: u64 = 60_000;
+
+#[derive(Debug)]
+struct Slot {
+    entry: SpoolEntry,
+    /// The file of the log dir that it was, in this process.
+    from_log: Option<u64>,
+    /// Memory is ahead of the disk.
+    dirty: bool,
+    /// The discard command runs for it.
+    asking: bool,
+}
+
+/// All entries.
+#[derive(Debug)]
+pub(super) struct Spool {
+    dir: Option<PathBuf>,
+    slots: Mutex<BTreeMap<String, Slot>>,
+    damaged: Mutex<Vec<(PathBuf, String)>>,
+    /// An empty directory made in good time: a rename into it needs no space on a full disk.
+    reserve: Mutex<Option<String>>,
+    pub listener_pauses: Backoffs<String>,
+}
+
+/// How much is in the spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct SpoolTotals {
+    pub segments: u64,
+    pub bytes: u64,
+    pub waiting_for_archive: u64,
+    pub waiting_for_listener: u64,
+    pub damaged: u64,
+}
+
+impl Spool {
+    pub fn new(dir: Option<PathBuf>) -> Self {
+        Self {
+            dir,
+            slots: Mutex::default(),
+            damaged: Mutex::default(),
+            reserve: Mutex::default(),
+            listener_pauses: Backoffs::new(LISTENER_BACKOFF_MIN_MS, LISTENER_BACKOFF_MAX_MS),
+        }
+    }
+
+    /// Reads the entries on disk. One whose file never left the log dir is void: Kafka unlinks it again.
+    pub fn load(&self, catalog: &Catalog) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        for found in spool::list(dir)? {
+            match found {
+                Ok(entry) if is_void(&entry, catalog) => entry.remove()?,
+                Ok(entry) => self.insert(entry, None, false),
+                Err((path, why)) => {
+                    tracing::error!(entry = %path.display(), %why, "a spool entry cannot be believed: kept");
+                    self.damaged.lock().push((path, why));
+                }
+            }
+        }
+        self.make_reserve(dir)
+    }
+
+    fn make_reserve(&self, dir: &Path) -> io::Result<()> {
+        let mut reserve = self.reserve.lock();
+        if reserve.is_none() {
+            let id = random_hex_32();
+            std::fs::create_dir(dir.join(&id))?;
+            *reserve = Some(id);
+        }
+        Ok(())
+    }
+
+    /// Makes an entry. On a full disk it has no document yet: the bytes can be kept all the same, and
+    /// `sweep` writes the document when there is space again.
+    pub fn create(&self, doc: SpoolDoc) -> io::Result<(SpoolEntry, bool)> {
+        let dir = self.dir.as_deref().ok_or(io::ErrorKind::Unsupported)?;
+        let error = match SpoolEntry::create(dir, &random_hex_32(), doc.clone()) {
+            Ok(entry) => return Ok((entry, false)),
+            Err(error) => error,
+        };
+        tracing::error!(%error, spool = %dir.display(), "cannot write a spool entry's document yet");
+        let id = self.reserve.lock().take().ok_or(error)?;
+        Ok((SpoolEntry { path: dir.join(&id), id, doc }, true))
+    }
+
+    pub fn insert(&self, entry: SpoolEntry, from_log: Option<u64>, dirty: bool) {
+        let slot = Slot { from_log, dirty, asking: false, entry };
+        self.slots.lock().insert(slot.entry.id.clone(), slot);
+    }
+
+    /// Whether this file of the log dir was moved here.
+    pub fn holds_log(&self, log_id: u64) -> bool {
+        self.slots.lock().values().any(|s| s.from_log == Some(log_id))
+    }
+
+    /// Chains of which the archive still wants entries.
+    pub fn chains_wanting(&self) -> Vec<ChainId> {
+        let slots = self.slots.lock();
+        let mut chains: Vec<ChainId> = slots
+            .values()
+            .filter(|s| s.entry.doc.archive_wanted)
+            .map(|s| s.entry.doc.chain())
+            .collect();
+        chains.sort();
+        chains.dedup();
+        chains
+    }
+
+    /// The entries of a chain that the archive wants, ascending.
+    pub fn wanted(&self, chain: &ChainId) -> Vec<SpoolEntry> {
+        let slots = self.slots.lock();
+        let mut entries: Vec<SpoolEntry> = slots
+            .values()
+            .map(|s| &s.entry)
+            .filter(|e| e.doc.archive_wanted && e.doc.chain() == *chain)
+            .cloned()
+            .collect();
+        entries.sort_by_key(|e| e.doc.base_offset);
+        entries
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.slots.lock().get_mut(id) {
+            change(slot);
+        }
+    }
+
+    /// The archive has it.
+    pub fn note_archived(&self, id: &str, segment: &ArchivedSegment) {
+        self.change(id, |slot| {
+            slot.entry.doc.archive_wanted = false;
+            slot.entry.doc.upload_id = Some(segment.upload_id.clone());
+            slot.entry.doc.end_offset = Some(segment.end_offset);
+            slot.dirty = true;
+        });
+    }
+
+    /// The archive will never have it.
+    pub fn note_not_archived(&self, id: &str) {
+        self.change(id, |slot| {
+            slot.entry.doc.archive_wanted = false;
+            slot.dirty = true;
+        });
+    }
+
+    /// Entries to ask the discard command about, marked as being asked; at most `max`.
+    pub fn take_to_ask(&self, now_ms: u64, max: usize) -> Vec<SpoolEntry> {
+        let mut slots = self.slots.lock();
+        let asking = slots.values().filter(|s| s.asking).count();
+        let mut taken = Vec::new();
+        for slot in slots.values_mut() {
+            let doc = &slot.entry.doc;
+            let ready = doc.listener_wanted && !doc.archive_wanted && !slot.asking;
+            if asking + taken.len() >= max {
+                break;
+            }
+            if ready && self.listener_pauses.is_due(&slot.entry.id, now_ms) {
+                slot.asking = true;
+                taken.push(slot.entry.clone());
+            }
+        }
+        taken
+    }
+
+    /// The discard command answered, or failed.
+    pub fn note_answer(&self, id: &str, agreed: bool, now_ms: u64) {
+        if agreed {
+            self.listener_pauses.succeeded(&id.to_owned());
+        } else {
+            self.listener_pauses.failed(&id.to_owned(), now_ms);
+        }
+        self.change(id, |slot| {
+            slot.asking = false;
+            if agreed {
+                slot.entry.doc.listener_wanted = false;
+                slot.dirty = true;
+            }
+        });
+    }
+
+    /// No discard command is configured any more: nobody is asked.
+    pub fn release_listeners(&self) {
+        for slot in self.slots.lock().values_mut().filter(|s| s.entry.doc.listener_wanted) {
+            slot.entry.doc.listener_wanted = false;
+            slot.dirty = true;
+        }
+    }
+
+    /// Whether `sweep` has something to do.
+    pub fn is_dirty(&self) -> bool {
+        self.dir.is_some()
+            && (self.slots.lock().values().any(|s| s.dirty) || self.reserve.lock().is_none())
+    }
+
+    /// Writes what memory is ahead by, and removes entries that owe nothing any more. Blocking.
+    /// What fails stays to be done.
+    pub fn sweep(&self) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        let dirty: Vec<SpoolEntry> = {
+            let slots = self.slots.lock();
+            slots.values().filter(|s| s.dirty && !s.asking).map(|s| s.entry.clone()).collect()
+        };
+        for entry in dirty {
+            let owed = entry.doc.archive_wanted || entry.doc.listener_wanted;
+            if owed {
+                entry.save()?;
+                self.change(&entry.id, |s| s.dirty = s.entry.doc != entry.doc);
+            } else {
+                // Saved first: after a crash in the middle of the removal nobody is asked again.
+                entry.save()?;
+                entry.remove()?;
+                self.slots.lock().remove(&entry.id);
+            }
+        }
+        self.make_reserve(dir)
+    }
+
+    pub fn totals(&self) -> SpoolTotals {
+        let mut totals =
+            SpoolTotals { damaged: self.damaged.lock().len() as u64, ..SpoolTotals::default() };
+        for slot in self.slots.lock().values() {
+            let doc = &slot.entry.doc;
+            let owed = doc.archive_wanted || doc.listener_wanted;
+            totals.segments += u64::from(owed);
+            totals.waiting_for_archive += u64::from(doc.archive_wanted);
+            totals.waiting_for_listener += u64::from(doc.listener_wanted);
+            let has_bytes = owed && (doc.archive_wanted || slot.entry.log().exists());
+            totals.bytes += if has_bytes { doc.size_bytes } else { 0 };
+        }
+        totals
+    }
+}
+
+/// A crash came between the entry and the rename: the file is still in the log dir.
+fn is_void(entry: &SpoolEntry, catalog: &Catalog) -> bool {
+    if entry.log().exists() {
+        return false;
+    }
+    let deleted = format!("{}.deleted", entry.doc.name);
+    let still_there = catalog
+        .dir(&entry.doc.log_dir)
+        .is_some_and(|d| d.log(&entry.doc.name).is_some() || d.log(&deleted).is_some());
+    // Without bytes there is nothing to archive; a cold segment's entry is for the listener alone.
+    still_there || entry.doc.archive_wanted
+}

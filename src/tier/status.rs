@@ -1,0 +1,329 @@
+//! What the status tells of the tiering: per topic what is hot, cold, archived, cached and waiting.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::Tier;
+use super::holds::{HoldKind, SourceId};
+use super::plan::Place;
+use crate::catalog::{Content, LogFile, PartitionDir};
+use crate::kafka::names::DirKind;
+use crate::store::names as object_names;
+use crate::telemetry::ErrorNote;
+
+/// A status younger than this is given again.
+const CACHE_MS: u64 = 500;
+
+/// Sums over segments. Bytes are those of `.log` files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Directories that Kafka serves.
+    pub partitions: u64,
+    /// Still written to.
+    pub active_segments: u64,
+    /// Their bytes.
+    pub active_bytes: u64,
+    /// Closed, in either tier.
+    pub closed_segments: u64,
+    /// Their bytes.
+    pub closed_bytes: u64,
+    /// All that the archive holds, also what Kafka has discarded.
+    pub archived_segments: u64,
+    /// Their bytes.
+    pub archived_bytes: u64,
+    /// On local disk in `hot/`, whatever their state.
+    pub hot_bytes: u64,
+    /// Of the closed ones, those without local bytes.
+    pub cold_segments: u64,
+    /// Their bytes.
+    pub cold_bytes: u64,
+    /// Bytes of archived segments in the block cache.
+    pub cached_bytes: u64,
+    /// Closed segments that are not archived yet; quarantined ones are listed instead.
+    pub lag_segments: u64,
+    /// Their bytes.
+    pub lag_bytes: u64,
+    /// Since the oldest of them was closed.
+    pub lag_seconds: u64,
+}
+
+/// A segment that stays on local disk until somebody looks at it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quarantined {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Of the segment.
+    pub base_offset: i64,
+    /// Of the batch at fault, if one is.
+    pub offset: Option<i64>,
+    /// What is wrong.
+    pub reason: String,
+    /// It keeps Kafka's rules but contradicts the archive; the partition waits.
+    pub held: bool,
+    /// Where it lies.
+    pub file: String,
+}
+
+/// One topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TopicStatus {
+    /// Its name.
+    pub topic: String,
+    /// Sums over its partitions.
+    #[serde(flatten)]
+    pub sums: Totals,
+    /// Its quarantined and held segments.
+    pub quarantined: Vec<Quarantined>,
+}
+
+/// The spool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SpoolStatus {
+    /// Discarded segments that are owed to somebody.
+    pub segments: u64,
+    /// Their local bytes.
+    pub bytes: u64,
+    /// Not archived yet.
+    pub waiting_for_archive: u64,
+    /// The discard command has not agreed yet.
+    pub waiting_for_listener: u64,
+    /// Entries whose document cannot be believed; kept.
+    pub damaged: u64,
+}
+
+/// Numbers since the start of the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CountersStatus {
+    /// Uploaded and committed.
+    pub archived_segments: u64,
+    /// Their bytes.
+    pub archived_bytes: u64,
+    /// Found in the archive with equal bytes.
+    pub adopted_segments: u64,
+    /// Local bytes released.
+    pub evicted_segments: u64,
+    /// How many.
+    pub evicted_bytes: u64,
+    /// Attempts to archive that failed.
+    pub failed_attempts: u64,
+    /// Damaged stubs made anew.
+    pub repaired_stubs: u64,
+    /// Discarded segments that were owed and could not be kept.
+    pub lost_discards: u64,
+    /// Runs of the discard command.
+    pub listener_runs: u64,
+    /// Segments of which roll and commit were both seen.
+    pub rolled_to_archived_count: u64,
+    /// Time from the one to the other, summed.
+    pub rolled_to_archived_sum_ms: u64,
+    /// The longest.
+    pub rolled_to_archived_max_ms: u64,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TierStatus {
+    /// By name.
+    pub topics: Vec<TopicStatus>,
+    /// Over all topics.
+    pub totals: Totals,
+    /// The spool.
+    pub spool: SpoolStatus,
+    /// Quarantined and held segments.
+    pub quarantine: u64,
+    /// Files whose stub is damaged: every use fails with EIO.
+    pub broken: Vec<String>,
+    /// Since the start.
+    pub counters: CountersStatus,
+    /// The newest failure that still stands.
+    pub last_error: Option<ErrorNote>,
+}
+
+impl Totals {
+    fn add(&mut self, o: &Self) {
+        self.partitions += o.partitions;
+        self.active_segments += o.active_segments;
+        self.active_bytes += o.active_bytes;
+        self.closed_segments += o.closed_segments;
+        self.closed_bytes += o.closed_bytes;
+        self.archived_segments += o.archived_segments;
+        self.archived_bytes += o.archived_bytes;
+        self.hot_bytes += o.hot_bytes;
+        self.cold_segments += o.cold_segments;
+        self.cold_bytes += o.cold_bytes;
+        self.cached_bytes += o.cached_bytes;
+        self.lag_segments += o.lag_segments;
+        self.lag_bytes += o.lag_bytes;
+        self.lag_seconds = self.lag_seconds.max(o.lag_seconds);
+    }
+}
+
+impl Tier {
+    /// The status, at most half a second old.
+    pub fn status(&self) -> Arc<TierStatus> {
+        let now_ms = self.clock.now_ms();
+        let mut cached = self.status_cache.lock();
+        if let Some((at_ms, status)) = cached.as_ref()
+            && now_ms.abs_diff(*at_ms) < CACHE_MS
+        {
+            return status.clone();
+        }
+        let status = Arc::new(self.look(now_ms));
+        *cached = Some((now_ms, status.clone()));
+        status
+    }
+
+    /// The status as it is now.
+    fn look(&self, now_ms: u64) -> TierStatus {
+        let mut topics: BTreeMap<String, TopicStatus> = BTreeMap::new();
+        let mut broken = Vec::new();
+        for dir in self.catalog.dirs() {
+            let name = dir.parsed();
+            let topic = topics.entry(name.tp.topic().to_owned()).or_default();
+            self.look_at_dir(&dir, name.kind, now_ms, &mut topic.sums, &mut broken);
+        }
+        for id in self.chains.ids() {
+            let Some(chain) = self.chains.view(&id) else { continue };
+            let sums = &mut topics.entry(id.tp.topic().to_owned()).or_default().sums;
+            for segment in chain.segments().values() {
+                sums.archived_segments += 1;
+                sums.archived_bytes += segment.size_bytes;
+                if let Some(cached_bytes) = &self.cached_bytes {
+                    let key = object_names::log_key(&id, segment.base_offset, &segment.upload_id);
+                    sums.cached_bytes += cached_bytes(&key);
+                }
+            }
+        }
+        let quarantined = self.quarantined_list();
+        let quarantine = quarantined.len() as u64;
+        for q in quarantined {
+            topics.entry(q.topic.clone()).or_default().quarantined.push(q);
+        }
+        let mut totals = Totals::default();
+        topics.values().for_each(|t| totals.add(&t.sums));
+        let topics = topics.into_iter().map(|(topic, t)| TopicStatus { topic, ..t }).collect();
+        TierStatus {
+            topics,
+            totals,
+            spool: self.spool_status(),
+            quarantine,
+            broken,
+            counters: self.counters_status(),
+            last_error: self.last_error.get(),
+        }
+    }
+
+    fn look_at_dir(
+        &self,
+        dir: &PartitionDir,
+        kind: DirKind,
+        now_ms: u64,
+        sums: &mut Totals,
+        broken: &mut Vec<String>,
+    ) {
+        for (_, log) in dir.all_logs() {
+            match log.content() {
+                Content::Hot(_) => sums.hot_bytes += self.size_of(&log),
+                Content::Broken(_) => broken.push(log.label()),
+                Content::Cold(_) | Content::Overlaid(..) => {}
+            }
+        }
+        if kind != DirKind::Live {
+            return;
+        }
+        sums.partitions += 1;
+        let Ok(chain) = dir.chain() else { return };
+        let (facts, segments) = self.snapshot(dir, &chain);
+        for (fact, segment) in facts.segments.iter().zip(&segments) {
+            let size_bytes = self.size_of(&segment.log);
+            if fact.next_base.is_none() {
+                sums.active_segments += 1;
+                sums.active_bytes += size_bytes;
+                continue;
+            }
+            sums.closed_segments += 1;
+            sums.closed_bytes += size_bytes;
+            if fact.place == Place::Cold {
+                sums.cold_segments += 1;
+                sums.cold_bytes += size_bytes;
+            }
+            let waits = fact.place == Place::Hot && !fact.archived && fact.hold.is_none();
+            if waits && facts.included {
+                sums.lag_segments += 1;
+                sums.lag_bytes += size_bytes;
+                sums.lag_seconds = sums.lag_seconds.max(self.waits_for_s(&segment.log, now_ms));
+            }
+        }
+    }
+
+    fn size_of(&self, log: &LogFile) -> u64 {
+        self.sizes.of(log).map_or(0, |s| s.size_bytes)
+    }
+
+    fn waits_for_s(&self, log: &LogFile, now_ms: u64) -> u64 {
+        let seen_ms = self.rolled.lock().get(&log.id).copied().filter(|ms| *ms > 0);
+        let mtime_ms = || self.sizes.of(log).map_or(now_ms, |s| s.mtime_ns / 1_000_000);
+        now_ms.saturating_sub(seen_ms.unwrap_or_else(mtime_ms)) / 1000
+    }
+
+    fn spool_status(&self) -> SpoolStatus {
+        let t = self.spool.totals();
+        SpoolStatus {
+            segments: t.segments,
+            bytes: t.bytes,
+            waiting_for_archive: t.waiting_for_archive,
+            waiting_for_listener: t.waiting_for_listener,
+            damaged: t.damaged,
+        }
+    }
+
+    fn counters_status(&self) -> CountersStatus {
+        let (c, times) = (&self.counters, *self.roll_times.lock());
+        CountersStatus {
+            archived_segments: c.archived_segments.get(),
+            archived_bytes: c.archived_bytes.get(),
+            adopted_segments: c.adopted_segments.get(),
+            evicted_segments: c.evicted_segments.get(),
+            evicted_bytes: c.evicted_bytes.get(),
+            failed_attempts: c.failed_attempts.get(),
+            repaired_stubs: c.repaired_stubs.get(),
+            lost_discards: c.lost_discards.get(),
+            listener_runs: c.listener_runs.get(),
+            rolled_to_archived_count: times.count,
+            rolled_to_archived_sum_ms: times.sum_ms,
+            rolled_to_archived_max_ms: times.max_ms,
+        }
+    }
+
+    /// Quarantined and held segments that still are: by partition and offset.
+    pub(super) fn quarantined_list(&self) -> Vec<Quarantined> {
+        let holds = self.holds.all();
+        holds
+            .into_iter()
+            .map(|h| Quarantined {
+                topic: h.chain.tp.topic().to_owned(),
+                partition: h.chain.tp.partition(),
+                base_offset: h.base_offset,
+                offset: h.offset,
+                reason: h.reason,
+                held: h.kind == HoldKind::Held,
+                file: h.label,
+            })
+            .collect()
+    }
+
+    /// Holds of files that are gone with their directory.
+    pub(super) fn prune_holds(&self) {
+        let dirs = self.catalog.dirs();
+        let logs: BTreeSet<u64> =
+            dirs.iter().flat_map(|d| d.all_logs()).map(|(_, log)| log.id).collect();
+        self.holds.retain(|id| match id {
+            SourceId::Log(id) => logs.contains(id),
+            SourceId::Spooled(_) => true,
+        });
+    }
+}
