@@ -154,21 +154,33 @@ impl Catalog {
     }
 
     fn remove_orphan_overlays(&self) -> io::Result<()> {
+        let broken = |(_, log): &(String, Arc<LogFile>)| matches!(log.content(), Content::Broken(_));
+        if self.dirs().iter().flat_map(|d| d.all_logs()).any(|log| broken(&log)) {
+            return Ok(());
+        }
+        self.unnamed_overlays()?.iter().try_for_each(|path| durable::remove_if_exists(path))
+    }
+
+    fn unnamed_overlays(&self) -> io::Result<Vec<PathBuf>> {
         let mut named = HashSet::new();
         for (_, log) in self.dirs().iter().flat_map(|d| d.all_logs()) {
-            match log.content() {
-                Content::Overlaid(stub, _) => named.extend(stub.overlay.clone()),
-                Content::Broken(_) => return Ok(()),
-                Content::Hot(_) | Content::Cold(_) => {}
+            if let Content::Overlaid(stub, _) = log.content() {
+                named.extend(stub.overlay.clone());
             }
         }
+        let mut unnamed = Vec::new();
         for entry in std::fs::read_dir(&self.overlay)? {
             let entry = entry?;
             if !named.contains(&*entry.file_name().to_string_lossy()) {
-                durable::remove_if_exists(&entry.path())?;
+                unnamed.push(entry.path());
             }
         }
-        Ok(())
+        Ok(unnamed)
+    }
+
+    /// Whether there are overlays that no readable stub names: a damaged one may have.
+    pub fn has_unnamed_overlays(&self) -> io::Result<bool> {
+        Ok(!self.unnamed_overlays()?.is_empty())
     }
 
     /// Makes the hidden directory that stops a stock broker while there are stubs; removes it otherwise.
@@ -199,6 +211,12 @@ impl Catalog {
 
     /// Renames a partition directory, and with it every path below.
     pub fn rename_dir(&self, from: &str, to: &str) -> io::Result<()> {
+        // Kafka forgets the watermark of what it deletes; it is still needed then.
+        if let Some(dir) = self.dir(from).filter(|d| d.is_live())
+            && let Some(offset) = self.committed_offset(&dir)
+        {
+            dir.remember_committed(offset);
+        }
         let mut dirs = self.dirs.write();
         let dir = dirs.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
         let parsed = names::parse_dir(to).ok_or(io::ErrorKind::InvalidInput)?;
