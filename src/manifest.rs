@@ -17,7 +17,7 @@ mod mirror;
 #[cfg(test)]
 mod tests;
 
-pub use aux::{Aux, AuxBuilder, AuxError, BlockHash};
+pub use aux::{Aux, AuxBuilder, AuxError};
 pub use chain::{Chain, ChainError, Change, Gap, Item};
 pub use error::ManifestError;
 pub use load::Loaded;

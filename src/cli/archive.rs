@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::args::ArchiveArgs;
+use super::units::show_bytes;
 use super::{CliError, objects, serve};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::manifest::ManifestLog;
-use crate::tier::{Tier, TierConfig, TierDeps};
+use crate::tier::{OnceProgress, Tier, TierConfig, TierDeps};
 
 /// Archives what is closed and committed, reports, ends.
 pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
@@ -45,7 +46,7 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
     let deps = TierDeps {
         catalog: Arc::new(catalog),
         store: store.clone(),
-        manifest: Arc::new(ManifestLog::new(Some(store), None)),
+        manifest: ManifestLog::new(Some(store), None),
         spool: None,
         clock: Clock::system(),
         store_id: None,
@@ -54,12 +55,29 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
         cached_bytes: None,
     };
     let tier = Tier::new(config, deps);
-    let report = runtime.block_on(tier.archive_once(|progress| eprintln!("{progress}")));
+    let progress = |p: &OnceProgress| {
+        eprintln!(
+            "{}/{} segments, {}: {}",
+            p.done_segments,
+            p.total_segments,
+            show_bytes(p.done_bytes),
+            p.last
+        );
+    };
+    let report = runtime.block_on(tier.archive_once(&progress));
     if args.json {
         let text = serde_json::to_string(&report).map_err(CliError::failed)?;
         println!("{text}");
     } else {
-        println!("{report}");
+        println!(
+            "archived {} segments ({}), {} were in the archive already, {} not committed yet, {} quarantined, {} failed",
+            report.archived_segments,
+            show_bytes(report.archived_bytes),
+            report.adopted_segments,
+            report.skipped_not_committed,
+            report.quarantined.len(),
+            report.failed.len()
+        );
     }
     match (report.failed.first(), report.quarantined.first()) {
         (Some(first), _) => Err(CliError::failed(format!(
@@ -67,8 +85,10 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
             report.failed.len()
         ))),
         (None, Some(first)) => Err(CliError::damage(format!(
-            "{} segments break Kafka's rules and were left out; the first: {first}",
-            report.quarantined.len()
+            "{} segments break Kafka's rules and were left out; the first: {}: {}",
+            report.quarantined.len(),
+            first.file,
+            first.reason
         ))),
         (None, None) => Ok(()),
     }

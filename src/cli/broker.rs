@@ -161,7 +161,7 @@ fn build(
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
     let reader =
         Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
-    let manifest = Arc::new(ManifestLog::new(Some(store.clone()), Some(data.manifest())));
+    let manifest = ManifestLog::new(Some(store.clone()), Some(data.manifest()));
     let config = TierConfig {
         hot_bytes: args.hot_bytes,
         hot_age_ms: args.hot_age.map(|a| a.as_millis() as u64),
@@ -185,7 +185,7 @@ fn build(
         cached_bytes: Some(Arc::new(move |key| cached.cached_bytes(key))),
     };
     let tier = Tier::new(config, deps);
-    let report = tier.recover().map_err(|e| CliError::failed(format!("cannot recover: {e}")))?;
+    let report = tier.recover();
     tracing::info!(?report, "the data directory was read");
 
     let remote = ManifestLog::new(Some(store.clone()), None);

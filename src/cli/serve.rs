@@ -15,6 +15,8 @@ use crate::vfs::Vfs;
 
 /// Descriptors asked for, if the hard limit allows: one per open hot `.log` and a few hundred.
 const NOFILE_WANTED: u64 = 1_048_576;
+/// As much as one request can carry.
+const READ_AHEAD_KIB: u32 = 1024;
 /// Threads for syncs, hashing and other blocking work.
 const BLOCKING_THREADS_MAX: usize = 64;
 
@@ -76,6 +78,9 @@ pub fn serve(
 ) -> Result<(), CliError> {
     let session = Session::mount(vfs, runtime.handle().clone(), mountpoint, config)?;
     tracing::info!(mountpoint = %mountpoint.display(), pid = std::process::id(), "mounted");
+    if let Err(e) = mountpoint::set_read_ahead(mountpoint, READ_AHEAD_KIB) {
+        tracing::info!(error = %e, "the kernel's read-ahead stays as it is");
+    }
     end_on_signal(mountpoint.to_owned())?;
     if background::is_child() {
         background::ready(log)

@@ -6,6 +6,7 @@
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 
+use crate::kafka::scan::ContentBlock;
 use crate::types::{ArchivedSegment, Sha256, block_count};
 
 const MAGIC: &[u8; 8] = b"EVERLAUX";
@@ -25,17 +26,6 @@ const EPOCHS: u32 = 5;
 const BLOCK_CRCS: u32 = 6;
 const BLOCK_HASHES: u32 = 7;
 const SEGMENT: u32 = 8;
-
-/// A content block: where it starts, how long it is, the first half of its SHA-256.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockHash {
-    /// The first offset in it.
-    pub first_offset: i64,
-    /// Its bytes.
-    pub length: u32,
-    /// The first 16 bytes of its SHA-256.
-    pub hash: [u8; 16],
-}
 
 /// Why the bytes are not the `.aux` they should be. All of them mean damage or a newer Everlog.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -79,7 +69,7 @@ pub struct AuxBuilder {
     /// CRC-32C per 64 KiB block of the `.log`.
     pub block_crcs: Vec<u32>,
     /// The content blocks of the `.log`.
-    pub content_blocks: Vec<BlockHash>,
+    pub content_blocks: Vec<ContentBlock>,
     /// The manifest's record; its `files`, `aux_size_bytes` and `aux_sha256` are set by `build`.
     pub segment: ArchivedSegment,
 }
@@ -131,7 +121,7 @@ fn encode_crcs(crcs: &[u32]) -> Bytes {
     out.freeze()
 }
 
-fn encode_hashes(blocks: &[BlockHash]) -> Bytes {
+fn encode_hashes(blocks: &[ContentBlock]) -> Bytes {
     let mut out = BytesMut::with_capacity(blocks.len() * BLOCK_HASH_BYTES);
     for block in blocks {
         out.put_i64(block.first_offset);
@@ -178,7 +168,7 @@ pub struct Aux {
     /// CRC-32C per 64 KiB block of the `.log`.
     pub block_crcs: Vec<u32>,
     /// The content blocks of the `.log`, in order.
-    pub content_blocks: Vec<BlockHash>,
+    pub content_blocks: Vec<ContentBlock>,
     /// The manifest's record, with `aux_size_bytes` and `aux_sha256` zero.
     pub segment: ArchivedSegment,
 }
@@ -235,14 +225,14 @@ fn decode_crcs(bytes: &Bytes) -> Result<Vec<u32>, AuxError> {
     Ok(bytes.chunks_exact(4).map(|c| u32_at(c, 0)).collect())
 }
 
-fn decode_hashes(bytes: &Bytes) -> Result<Vec<BlockHash>, AuxError> {
+fn decode_hashes(bytes: &Bytes) -> Result<Vec<ContentBlock>, AuxError> {
     if !bytes.len().is_multiple_of(BLOCK_HASH_BYTES) {
         return Err(damaged("the block hashes are cut off"));
     }
     let decode = |chunk: &[u8]| {
         let mut hash = [0; 16];
         hash.copy_from_slice(&chunk[12..BLOCK_HASH_BYTES]);
-        BlockHash { first_offset: u64_at(chunk, 0) as i64, length: u32_at(chunk, 8), hash }
+        ContentBlock { first_offset: u64_at(chunk, 0) as i64, length: u32_at(chunk, 8), hash }
     };
     Ok(bytes.chunks_exact(BLOCK_HASH_BYTES).map(decode).collect())
 }

@@ -180,10 +180,10 @@ pub(super) async fn follow(
     copies: &mut Copies,
 ) -> Result<Option<ManifestError>, ManifestError> {
     let id = chain.id().clone();
-    let known = futures::stream::iter(chain.version() + 1..=newest)
-        .map(|version| fetch_delta(source, &id, version))
-        .buffered(FETCHES_MAX);
-    let mut known = std::pin::pin!(known);
+    let mut known = futures::stream::iter(chain.version() + 1..=newest)
+        .map(|version| futures::FutureExt::boxed(fetch_delta(source, &id, version)))
+        .buffered(FETCHES_MAX)
+        .boxed();
     while chain.version() < newest {
         let fetched = match known.next().await {
             Some(Err(error)) if error.is_damage() => return Ok(Some(error)),
@@ -252,8 +252,9 @@ async fn read_checkpoint(
         return Err(ManifestError::damaged(&key, why));
     }
     let pages: Vec<_> = futures::stream::iter(&root.pages)
-        .map(|page| read_page(source, id, page))
+        .map(|page| futures::FutureExt::boxed(read_page(source, id, page)))
         .buffered(FETCHES_MAX)
+        .boxed()
         .try_collect()
         .await?;
     let mut copies = Vec::with_capacity(pages.len() + 1);
