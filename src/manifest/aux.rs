@@ -307,3 +307,114 @@ impl Sections {
         Ok(Some(section))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{EpochStart, FileSizes, UploadId};
+
+    fn builder(size_bytes: u64) -> AuxBuilder {
+        let segment = ArchivedSegment {
+            base_offset: 42,
+            end_offset: 99,
+            size_bytes,
+            upload_id: UploadId::from_random(7),
+            sha256: Sha256::of(b"log"),
+            mtime_ns: 5,
+            max_timestamp_ms: 6,
+            batches: 3,
+            epochs: vec![EpochStart { epoch: 1, start_offset: 42 }],
+            compacted: false,
+            aux_size_bytes: 0,
+            aux_sha256: Sha256([0; 32]),
+            files: FileSizes::default(),
+        };
+        AuxBuilder {
+            index: Some(Bytes::from_static(b"index 8b")),
+            timeindex: Some(Bytes::new()),
+            txnindex: None,
+            snapshot: Some(Bytes::from_static(b"snapshot")),
+            epochs: Some(Bytes::from_static(b"0\n0\n")),
+            block_crcs: (0..block_count(size_bytes) as u32).map(|i| i.wrapping_mul(77)).collect(),
+            content_blocks: vec![ContentBlock { first_offset: -5, length: 10, hash: [9; 16] }],
+            segment,
+        }
+    }
+
+    #[test]
+    fn an_aux_reads_back_what_was_built() {
+        for size_bytes in [0, 1, 65_536, 65_537, 10_000_000] {
+            let input = builder(size_bytes);
+            let (bytes, record) = input.clone().build().unwrap();
+            assert_eq!(record.aux_size_bytes, bytes.len() as u64);
+            assert_eq!(record.files.index, Some(8));
+            assert_eq!(record.files.timeindex, Some(0), "empty is not absent");
+            assert_eq!(record.files.txnindex, None);
+            let aux = Aux::parse(bytes, &record.aux_sha256).unwrap();
+            assert_eq!(aux.index, input.index);
+            assert_eq!(aux.timeindex, input.timeindex);
+            assert_eq!(aux.txnindex, None);
+            assert_eq!(aux.epochs, input.epochs);
+            assert_eq!(aux.block_crcs, input.block_crcs);
+            assert_eq!(aux.content_blocks, input.content_blocks);
+            let zeroed =
+                ArchivedSegment { aux_size_bytes: 0, aux_sha256: Sha256([0; 32]), ..record };
+            assert_eq!(aux.segment, zeroed);
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found_even_without_the_manifests_hash() {
+        let (bytes, record) = builder(200_000).build().unwrap();
+        let whole = Aux::parse(bytes.clone(), &record.aux_sha256).unwrap();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bad = bytes.to_vec();
+                bad[at] ^= 1 << bit;
+                let wrong = Aux::parse(bad.clone().into(), &record.aux_sha256).unwrap_err();
+                assert!(matches!(wrong, AuxError::WrongSha { .. }));
+                // With a hash that fits the damage, the checksums inside must find it.
+                let sha = Sha256::of(&bad);
+                assert_ne!(Aux::parse(bad.into(), &sha).as_ref(), Ok(&whole), "byte {at}");
+                assert!(Aux::parse(bytes.clone(), &sha).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_and_a_cut_object_are_refused() {
+        let (bytes, _) = builder(1).build().unwrap();
+        let mut newer = bytes.to_vec();
+        newer[9] = 2;
+        let sha = Sha256::of(&newer);
+        let refused = AuxError::UnknownVersion { found: 2 };
+        assert_eq!(Aux::parse(newer.into(), &sha), Err(refused));
+        for length in 0..bytes.len() {
+            let cut = bytes.slice(..length);
+            let sha = Sha256::of(&cut);
+            assert!(Aux::parse(cut, &sha).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn sections_of_unknown_kinds_are_ignored() {
+        let (bytes, _) = builder(1).build().unwrap();
+        let known = Sections::parse(bytes).unwrap();
+        let mut sections: Vec<(u32, Bytes)> = known
+            .table
+            .iter()
+            .map(|entry| (entry.kind, known.bytes.slice(entry.start..entry.end)))
+            .collect();
+        sections.insert(3, (4711, Bytes::from_static(b"from the future")));
+        let extended = assemble(&sections);
+        let sha = Sha256::of(&extended);
+        assert_eq!(Aux::parse(extended, &sha).unwrap().segment.base_offset, 42);
+    }
+
+    #[test]
+    fn checksums_that_do_not_fit_the_log_are_not_built() {
+        let mut short = builder(65_537);
+        short.block_crcs.pop();
+        assert!(short.build().is_err());
+    }
+}

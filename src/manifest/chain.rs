@@ -251,9 +251,9 @@ impl Chain {
         let segment = self.covering(from_offset).map(|s| s.base_offset);
         let gap = self.gap_at(from_offset).map(|g| g.from_offset);
         let first = segment.or(gap).unwrap_or(from_offset);
-        self.items_from(first).take_while(move |item| item.from_offset() < to_offset).map(|item| {
-            (item.from_offset(), item.to_offset(), matches!(item, Item::Gap(_)))
-        })
+        self.items_from(first)
+            .take_while(move |item| item.from_offset() < to_offset)
+            .map(|item| (item.from_offset(), item.to_offset(), matches!(item, Item::Gap(_))))
     }
 
     /// Segments and gaps in the order of their offsets, from the tile at or behind `from_offset`.
@@ -324,12 +324,7 @@ impl Chain {
         Ok(())
     }
 
-    fn replace(
-        &mut self,
-        from: i64,
-        to: i64,
-        new: &[ArchivedSegment],
-    ) -> Result<(), ChainError> {
+    fn replace(&mut self, from: i64, to: i64, new: &[ArchivedSegment]) -> Result<(), ChainError> {
         check_range(from, to)?;
         if !self.segments.contains_key(&from) && !self.gaps.contains_key(&from) {
             return Err(ChainError::NoBoundary { offset: from });

@@ -20,9 +20,7 @@ use crate::types::envelope::EnvelopeError;
 
 use super::chain::{Chain, ChainError, Change, CheckpointRef};
 use super::checkpoint;
-use super::documents::{
-    CHANGES_MAX, CHECKPOINT_EVERY, Delta, Document, HEAD_EVERY, Head, Marker,
-};
+use super::documents::{CHANGES_MAX, CHECKPOINT_EVERY, Delta, Document, HEAD_EVERY, Head, Marker};
 use super::error::ManifestError;
 use super::load::{self, Copies, Loaded, Source};
 use super::mirror::Mirror;

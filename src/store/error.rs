@@ -108,7 +108,8 @@ const LINE_CHARS_MAX: usize = 300;
 
 fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(LINE_CHARS_MAX));
-    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty()) {
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|w| !w.is_empty())
+    {
         if line.chars().count() + word.chars().count() > LINE_CHARS_MAX {
             line.push('…');
             break;

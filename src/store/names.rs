@@ -184,7 +184,8 @@ mod tests {
     fn manifest_names_read_back_and_others_do_not_exist() {
         let id = chain("t");
         let page = ManifestName::Page(128, UploadId::from_random(5));
-        for name in [ManifestName::Delta(1), ManifestName::Checkpoint(64), page, ManifestName::Head] {
+        for name in [ManifestName::Delta(1), ManifestName::Checkpoint(64), page, ManifestName::Head]
+        {
             assert_eq!(name.to_string().parse(), Ok(name.clone()));
             assert_eq!(ManifestName::from_key(&id, &name.key(&id)), Some(name));
         }
