@@ -23,7 +23,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
 use crate::cache::{BlockCache, FoundBlocks};
-use crate::manifest::aux::Aux;
+use crate::manifest::Aux;
 use crate::store::Store;
 use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
 use fetch::Permits;
@@ -110,6 +110,14 @@ pub enum ReadError {
         object: ObjectKey,
         /// Which part of it.
         what: String,
+    },
+    /// The bytes are those that were archived, but this Everlog cannot read them: use a newer one.
+    #[error("archived object {object} cannot be read: {why}")]
+    Unreadable {
+        /// Its key.
+        object: ObjectKey,
+        /// Which versions, or what does not fit.
+        why: String,
     },
     /// It took too long: it may work later.
     #[error("no answer within {deadline_ms} ms")]
@@ -336,7 +344,10 @@ fn is_anothers(e: &ReadError, flight: &Flight, needed: &Range<u64>) -> bool {
     match e {
         ReadError::Damaged { .. } => overlap(&flight.blocks, needed) != flight.blocks,
         ReadError::Unavailable(_) => flight.began_as_prefetch,
-        ReadError::Missing { .. } | ReadError::Deadline { .. } | ReadError::Local(_) => false,
+        ReadError::Missing { .. }
+        | ReadError::Unreadable { .. }
+        | ReadError::Deadline { .. }
+        | ReadError::Local(_) => false,
     }
 }
 

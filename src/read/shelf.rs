@@ -16,7 +16,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::{Inner, ObjectSource, ReadError};
-use crate::manifest::aux::Aux;
+use crate::cache::BlockCache;
+use crate::manifest::{Aux, AuxError};
 use crate::types::ObjectKey;
 
 const ENTRIES_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(63);
@@ -61,6 +62,15 @@ fn damaged(source: &ObjectSource, what: impl ToString) -> ReadError {
     ReadError::Damaged { object: source.aux_key.clone(), what: what.to_string() }
 }
 
+fn parse(source: &ObjectSource, bytes: Bytes) -> Result<Aux, ReadError> {
+    Aux::parse(bytes, &source.aux_sha256).map_err(|e| match e {
+        AuxError::WrongSha { .. } => damaged(source, e),
+        AuxError::UnknownVersion { .. } | AuxError::Damaged(_) => {
+            ReadError::Unreadable { object: source.aux_key.clone(), why: e.to_string() }
+        }
+    })
+}
+
 /// The source's `.aux`, from memory, the disk cache or the store.
 pub(super) async fn aux(inner: &Arc<Inner>, source: &ObjectSource) -> Result<Arc<Aux>, ReadError> {
     let pending = {
@@ -95,12 +105,7 @@ async fn load(inner: &Arc<Inner>, source: &ObjectSource) -> Result<Arc<Aux>, Rea
         return Err(damaged(source, why));
     }
     let (cache, wanted) = (Arc::clone(&inner.cache), source.clone());
-    let cached = inner.blocking(move || {
-        let bytes = cache.aux_get(&wanted.aux_key, wanted.aux_size_bytes)?;
-        let parsed = Aux::parse(bytes, &wanted.aux_sha256);
-        parsed.map_err(|_| cache.aux_damaged(&wanted.aux_key)).ok()
-    });
-    if let Some(aux) = cached.await? {
+    if let Some(aux) = inner.blocking(move || cached(&cache, &wanted)).await?? {
         return Ok(Arc::new(aux));
     }
     let mut refetched = false;
@@ -109,22 +114,36 @@ async fn load(inner: &Arc<Inner>, source: &ObjectSource) -> Result<Arc<Aux>, Rea
         let (cache, wanted) = (Arc::clone(&inner.cache), source.clone());
         match inner.blocking(move || parse_and_keep(&cache, &wanted, bytes)).await? {
             Ok(aux) => return Ok(Arc::new(aux)),
-            Err(e) if refetched => return Err(e),
-            Err(e) => {
+            Err(e @ ReadError::Damaged { .. }) if !refetched => {
                 tracing::warn!(error = %e, "an .aux object came damaged: it is fetched again");
                 inner.counters.refetched_damaged.fetch_add(1, Ordering::Relaxed);
                 refetched = true;
             }
+            Err(e) => return Err(e),
         }
     }
 }
 
+fn cached(cache: &BlockCache, source: &ObjectSource) -> Result<Option<Aux>, ReadError> {
+    let Some(bytes) = cache.aux_get(&source.aux_key, source.aux_size_bytes) else {
+        return Ok(None);
+    };
+    match parse(source, bytes) {
+        Ok(aux) => Ok(Some(aux)),
+        Err(ReadError::Damaged { .. }) => {
+            cache.aux_damaged(&source.aux_key);
+            Ok(None)
+        }
+        Err(e) => Err(e),
+    }
+}
+
 fn parse_and_keep(
-    cache: &crate::cache::BlockCache,
+    cache: &BlockCache,
     source: &ObjectSource,
     bytes: Bytes,
 ) -> Result<Aux, ReadError> {
-    let aux = Aux::parse(bytes.clone(), &source.aux_sha256).map_err(|e| damaged(source, e))?;
+    let aux = parse(source, bytes.clone())?;
     if let Err(e) = cache.aux_put(&source.aux_key, &bytes) {
         tracing::debug!(object = %source.aux_key, error = %e, "an .aux object is not cached");
     }
