@@ -43,6 +43,8 @@ pub struct ChainListing {
     pub created_ms: u64,
 }
 
+/// How often the mirror is read when a writer changes it meanwhile.
+const MIRROR_READS_MAX: usize = 5;
 /// Chains in one store.
 const CHAINS_MAX: usize = 10_000_000;
 
@@ -104,20 +106,31 @@ impl ManifestLog {
     /// The chain from the copies on local disk; `None` when there are none. Asks no store.
     pub fn load_mirror(&self, id: &ChainId) -> Result<Option<Chain>, ManifestError> {
         let Some(mirror) = &self.inner.mirror else { return Ok(None) };
-        if mirror.names(id)?.is_empty() {
-            return Ok(None);
-        }
-        // Nothing in it waits: the mirror is read in place.
-        let attempt = futures::executor::block_on(load::load(Source::Mirror(mirror), id))?;
-        match attempt.loaded.damage {
-            Some(ManifestError::Hole { version, newest, .. }) => {
-                // Versions behind a hole were never synced, so nobody was told of them.
-                tracing::warn!(chain = %id, version, newest, "the local manifest has a hole");
-                Ok(Some(attempt.loaded.chain))
+        let mut before = mirror.names(id)?;
+        for _ in 0..MIRROR_READS_MAX {
+            if before.is_empty() {
+                return Ok(None);
             }
-            Some(damage) => Err(damage),
-            None => Ok(Some(attempt.loaded.chain)),
+            // Nothing in it waits: the mirror is read in place.
+            let attempt = futures::executor::block_on(load::load(Source::Mirror(mirror), id))?;
+            match attempt.loaded.damage {
+                None => return Ok(Some(attempt.loaded.chain)),
+                Some(ManifestError::Hole { version, newest, .. }) => {
+                    // Versions behind a hole were never synced, so nobody was told of them.
+                    tracing::warn!(chain = %id, version, newest, "the local manifest has a hole");
+                    return Ok(Some(attempt.loaded.chain));
+                }
+                Some(damage) => {
+                    // A checkpoint may have replaced what was being read.
+                    let now = mirror.names(id)?;
+                    if now == before {
+                        return Err(damage);
+                    }
+                    before = now;
+                }
+            }
         }
+        Err(ManifestError::damaged(mirror.dir(id).display(), "it changes while it is read"))
     }
 
     /// Brings the chain up to date; one request when nothing is new. Returns whether something was.
@@ -293,9 +306,8 @@ impl ManifestLog {
         let (deltas, derived): (Copies, Copies) =
             copies.into_iter().partition(|(name, _)| matches!(name, ManifestName::Delta(_)));
         let mut pages = derived;
-        match pages.pop() {
-            Some(root) => self.mirror_checkpoint(chain, pages, root).await?,
-            None => {}
+        if let Some(root) = pages.pop() {
+            self.mirror_checkpoint(chain, pages, root).await?;
         }
         self.mirror_write(chain.id(), deltas).await
     }

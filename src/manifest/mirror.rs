@@ -52,7 +52,7 @@ impl Mirror {
         Ok(found)
     }
 
-    /// The names here, ascending by version.
+    /// The names here, sorted.
     pub(super) fn names(&self, id: &ChainId) -> Result<Vec<ManifestName>, ManifestError> {
         let dir = self.dir(id);
         let entries = match fs::read_dir(&dir) {
@@ -64,6 +64,7 @@ impl Mirror {
             let entry = at(&dir, entry)?;
             found.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
         }
+        found.sort_by_key(ManifestName::to_string);
         Ok(found)
     }
 

@@ -38,7 +38,9 @@ pub(super) fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Backend, St
         Location::Directory(root) => {
             let text = root.to_str().unwrap_or_default();
             Ok(Backend {
-                // Rooted at "/", since the directory may be away now and come back later.
+                // Rooted at "/", since the directory may be away now and come back later. With
+                // `fsync` a create is: write and sync a staged file, hard-link it to its name (which
+                // fails when the name exists), sync the directory. So it is atomic and durable.
                 store: Arc::new(LocalFileSystem::new().with_fsync(true)),
                 prefix: text.trim_matches('/').to_owned(),
                 directory: Some(Arc::new(Directory::new(root.clone()))),
@@ -48,7 +50,10 @@ pub(super) fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Backend, St
             install_tls();
             let store = open_bucket(*cloud, bucket, options).map_err(|e| {
                 let error = StoreError::from_backend(Op::Open, &url.to_string(), &e);
-                StoreError { kind: StoreErrorKind::Invalid, ..error }
+                // Nothing was contacted, so it is the configuration and will not mend itself.
+                let denied = error.kind == StoreErrorKind::Denied;
+                let kind = if denied { error.kind } else { StoreErrorKind::Invalid };
+                StoreError { kind, ..error }
             })?;
             Ok(Backend { store, prefix: prefix.clone(), directory: None })
         }

@@ -99,7 +99,7 @@ impl StoreError {
 
     pub(super) fn from_backend(op: Op, key: &str, error: &Backend) -> Self {
         let facts = Facts::of(error);
-        let kind = kind_of(error, &facts);
+        let kind = kind_of(op, error, &facts);
         Self::new(kind, op, key, &facts.message(kind))
     }
 }
@@ -181,6 +181,9 @@ impl Facts {
             (_, false) => format!("{}: {}", self.code, self.sentence),
             (Some(404), true) => "not found".to_owned(),
             (Some(status), true) => format!("the store answered with HTTP status {status}"),
+            (None, true) if self.says(&["client error (Connect)"]) => {
+                format!("the store cannot be reached: {}", without_query(&self.cause))
+            }
             (None, true) => without_query(&self.cause),
         };
         format!("{}{remedy}", cause.trim_end_matches([' ', '.', ':']))
@@ -188,11 +191,17 @@ impl Facts {
 
     /// The credentials came from nowhere, so the client asked a cloud machine's metadata service.
     fn no_credentials(&self) -> bool {
-        self.status.is_none() && self.says(METADATA)
+        self.says(NO_CREDENTIALS)
     }
 }
 
-const METADATA: &[&str] = &["169.254.169.254", "169.254.170.2", "metadata.google.internal"];
+const NO_CREDENTIALS: &[&str] = &[
+    "169.254.169.254",
+    "169.254.170.2",
+    "metadata.google.internal",
+    "Missing AccessKeyId",
+    "Missing SecretAccessKey",
+];
 const REGION: &[&str] = &["AuthorizationHeaderMalformed", "PermanentRedirect", "without LOCATION"];
 const NO_BUCKET: &[&str] =
     &["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
@@ -205,10 +214,12 @@ const DENIED: &[&str] = &[
     "AuthenticationFailed",
     "AccountProblem",
 ];
+/// Codes with which a store says that it has no such object.
+const ABSENT: &[&str] = &["NoSuchKey", "NotFound", "BlobNotFound", "ResourceNotFound"];
 /// A conditional write met another one in flight: S3 says 409 and has decided nothing.
 const UNDECIDED: &[&str] = &["ConditionalRequestConflict", "OperationAborted"];
 
-fn kind_of(error: &Backend, facts: &Facts) -> StoreErrorKind {
+fn kind_of(op: Op, error: &Backend, facts: &Facts) -> StoreErrorKind {
     use StoreErrorKind as Kind;
     if facts.says(NO_BUCKET) {
         return Kind::NoBucket;
@@ -217,7 +228,7 @@ fn kind_of(error: &Backend, facts: &Facts) -> StoreErrorKind {
         return Kind::Unavailable;
     }
     match error {
-        Backend::NotFound { .. } => Kind::NotFound,
+        Backend::NotFound { .. } => kind_of_absent(op, facts),
         Backend::AlreadyExists { .. } | Backend::Precondition { .. } => Kind::AlreadyExists,
         Backend::PermissionDenied { .. } | Backend::Unauthenticated { .. } => Kind::Denied,
         Backend::NotImplemented { .. } | Backend::NotSupported { .. } => Kind::Unsupported,
@@ -227,6 +238,22 @@ fn kind_of(error: &Backend, facts: &Facts) -> StoreErrorKind {
         Backend::JoinError { .. } => Kind::Unavailable,
         // `Generic`, and whatever a newer library adds.
         _ => kind_of_generic(facts),
+    }
+}
+
+/// HTTP status 404 is said of more than objects (by versitygw also of an unknown access key), and to
+/// believe that an object is absent is to believe that a chain ends there.
+fn kind_of_absent(op: Op, facts: &Facts) -> StoreErrorKind {
+    use StoreErrorKind as Kind;
+    if facts.code.contains("User") || facts.says(DENIED) {
+        return Kind::Denied;
+    }
+    if !facts.code.is_empty() && !ABSENT.contains(&facts.code.as_str()) {
+        return Kind::Invalid;
+    }
+    match op {
+        Op::Get | Op::Head | Op::Delete => Kind::NotFound,
+        Op::Put | Op::List | Op::Open | Op::Probe => Kind::NoBucket,
     }
 }
 
@@ -242,6 +269,7 @@ fn kind_of_generic(facts: &Facts) -> StoreErrorKind {
         return Kind::Short;
     }
     match (facts.status, facts.io) {
+        (Some(401 | 403), _) => Kind::Denied,
         (Some(416), _) => Kind::Short,
         (Some(501), _) => Kind::Unsupported,
         (Some(408 | 425 | 429 | 500..), _) => Kind::Unavailable,
@@ -256,7 +284,16 @@ fn kind_of_generic(facts: &Facts) -> StoreErrorKind {
 fn element(text: &str, name: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     let (inner, _) = rest.split_once(&format!("</{name}>"))?;
-    Some(inner.to_owned())
+    let entities = [
+        ("&#34;", "\""),
+        ("&quot;", "\""),
+        ("&#39;", "'"),
+        ("&apos;", "'"),
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&amp;", "&"),
+    ];
+    Some(entities.iter().fold(inner.to_owned(), |text, (from, to)| text.replace(from, to)))
 }
 
 /// Query strings of URLs may hold signatures.
@@ -295,6 +332,20 @@ mod tests {
             ("PUT http://169.254.169.254/latest timed out", StoreErrorKind::Denied),
         ] {
             assert_eq!(generic(text).kind, kind, "{text}");
+        }
+    }
+
+    #[test]
+    fn status_404_is_an_absent_object_only_when_it_says_so() {
+        for (op, text, kind) in [
+            (Op::Get, "status code: 404 N: <Code>NoSuchKey</Code>", StoreErrorKind::NotFound),
+            (Op::Head, "status code: 404 Not Found: ", StoreErrorKind::NotFound),
+            (Op::Get, "status code: 404: <Code>XAdminUserNotFound</Code>", StoreErrorKind::Denied),
+            (Op::Get, "status code: 404: <Code>NoSuchWebsite</Code>", StoreErrorKind::Invalid),
+            (Op::Put, "status code: 404: <Code>NoSuchKey</Code>", StoreErrorKind::NoBucket),
+        ] {
+            let error = Backend::NotFound { path: "k".into(), source: Box::new(Text(text)) };
+            assert_eq!(StoreError::from_backend(op, "k", &error).kind, kind, "{text}");
         }
     }
 

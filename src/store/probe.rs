@@ -18,7 +18,9 @@ const ROUNDS: usize = 4;
 const RACERS: usize = 8;
 /// A round in which replies got lost says nothing; so often it is repeated.
 const REPEATS_MAX: usize = 3;
-const PROBE_BYTES_MAX: u64 = 4096;
+/// Bodies of the race: long enough that a store which checks first and writes then is caught.
+const RACE_BYTES: usize = 64 * 1024;
+const PROBE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Tries the store out on keys below `probe/`, which it removes again.
 pub async fn probe(store: &Store) -> Result<(), StoreError> {
@@ -91,7 +93,11 @@ async fn race(store: &Store) -> Result<(), StoreError> {
 }
 
 async fn race_once(store: &Store, key: &ObjectKey) -> Result<bool, StoreError> {
-    let body = |racer: usize| Bytes::from(format!("racer {racer} of {key}"));
+    let body = |racer: usize| {
+        let mut body = format!("racer {racer} of {key}").into_bytes();
+        body.resize(RACE_BYTES, b' ');
+        Bytes::from(body)
+    };
     let outcomes = join_all((0..RACERS).map(|i| store.put_if_absent(key, body(i)))).await;
     let winners: Vec<usize> = (0..RACERS)
         .filter(|i| outcomes.get(*i).is_some_and(|o| matches!(o, Ok(PutOutcome::Created))))
