@@ -92,7 +92,7 @@ fn check_the_surface(s: &Scenario) {
     let kafkas = |n: &String| {
         n.starts_with("orders-")
             || n.ends_with("-checkpoint")
-            || ["meta.properties", ".lock", ".kafka_cleanshutdown"].contains(&n.as_str())
+            || ["meta.properties", ".lock", ".kafka_cleanshutdown", "bootstrap.checkpoint"].contains(&n.as_str())
     };
     let foreign: Vec<_> = shown.iter().filter(|n| !kafkas(n)).collect();
     assert!(foreign.is_empty(), "the root shows {foreign:?}");
@@ -222,19 +222,23 @@ fn an_older_broker_works_as_well() {
 #[test]
 fn segments_that_exist_when_a_mount_starts_are_archived_and_evicted_too() {
     let scratch = Scratch::new("broker-backfill");
-    let hot = scratch.dir("data/hot");
-    let mut broker = Broker::format(&scratch.dir("broker"), &scratch.dir("mount"), KAFKA, &[]);
+    let hot = scratch.path().join("data/hot");
+    let log_dir = scratch.dir("mount");
     // The broker has lived on plain disk so far: the same paths, without a mount.
+    let mut broker = Broker::format(&scratch.dir("broker"), &log_dir, KAFKA, &[]);
     broker.start();
     let ledger = Ledger::new(scratch.path(), "orders", 2);
     ledger.create_topic(&broker, &["segment.bytes=1048576"]);
     ledger.produce(&broker, 20_000);
     broker.stop();
-    std::fs::remove_dir(&hot).unwrap();
-    std::fs::rename(scratch.path().join("mount"), &hot).unwrap();
+    std::fs::rename(&log_dir, scratch.path().join("aside")).unwrap();
 
+    // Everlog makes its data directory; the log dir becomes its hot part.
     let store = scratch.file_store("store");
     let command = MountCommand::broker(scratch.path(), &store).option("--hot-bytes", 4 * MIB);
+    command.start().umount();
+    std::fs::remove_dir(&hot).unwrap();
+    std::fs::rename(scratch.path().join("aside"), &hot).unwrap();
     let mount = command.start();
     broker.start();
     settle(&mount, &hot, "orders", &scratch.path().join("store"), 4 * MIB);

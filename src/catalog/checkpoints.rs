@@ -32,6 +32,8 @@ impl Checkpoints {
     pub fn reload(&mut self, hot: &Path, name: &str) -> io::Result<()> {
         let path = hot.join(name);
         let parsed = match std::fs::read(&path) {
+            // As Kafka leaves it when it has just made it.
+            Ok(text) if text.is_empty() => BTreeMap::new(),
             Ok(text) => checkpoint::parse_offsets(&text)
                 .map_err(|e| io::Error::other(format!("{}: {e}", path.display())))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeMap::new(),

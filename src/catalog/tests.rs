@@ -308,3 +308,14 @@ fn a_watermark_of_a_new_directory_is_trusted_after_two_rewrites_only() {
     assert_eq!(world.catalog.committed_offset(&dir), Some(6), "Kafka forgot it, we did not");
     assert_eq!(dir.path(), Path::new(&world.hot).join(gone));
 }
+
+#[test]
+fn an_empty_or_unreadable_checkpoint_of_kafka_does_not_stop_a_mount() {
+    let mut world = World::new(b"");
+    for text in ["", "0\n1\na 0", "nonsense"] {
+        std::fs::write(world.hot.join("replication-offset-checkpoint"), text).unwrap();
+        world.reopen();
+        let dir = world.catalog.dir("a-0").unwrap();
+        assert_eq!(world.catalog.committed_offset(&dir), None);
+    }
+}
