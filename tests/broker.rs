@@ -16,13 +16,14 @@ const MIB: u64 = 1 << 20;
 
 /// A broker on a broker mount over a directory store, and one topic.
 struct Scenario {
-    scratch: Scratch,
     command: MountCommand,
     mount: Option<Mount>,
     broker: Broker,
     ledger: Ledger,
     hot_budget_bytes: u64,
     crashes: u32,
+    /// Last: dropped, and so removed, after all that lives in it.
+    scratch: Scratch,
 }
 
 impl Scenario {
@@ -92,7 +93,8 @@ fn check_the_surface(s: &Scenario) {
     let kafkas = |n: &String| {
         n.starts_with("orders-")
             || n.ends_with("-checkpoint")
-            || ["meta.properties", ".lock", ".kafka_cleanshutdown", "bootstrap.checkpoint"].contains(&n.as_str())
+            || ["meta.properties", ".lock", ".kafka_cleanshutdown", "bootstrap.checkpoint"]
+                .contains(&n.as_str())
     };
     let foreign: Vec<_> = shown.iter().filter(|n| !kafkas(n)).collect();
     assert!(foreign.is_empty(), "the root shows {foreign:?}");

@@ -16,10 +16,11 @@ use serde_json::Value;
 const MIB: u64 = 1 << 20;
 
 struct Scenario {
-    scratch: Scratch,
     command: MountCommand,
     mount: Option<Mount>,
     broker: Broker,
+    /// Last: dropped, and so removed, after all that lives in it.
+    scratch: Scratch,
 }
 
 impl Scenario {

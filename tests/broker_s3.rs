@@ -14,12 +14,13 @@ const MIB: u64 = 1 << 20;
 const BUDGET: u64 = 6 * MIB;
 
 struct Scenario {
-    scratch: Scratch,
     s3: S3,
     command: MountCommand,
     mount: Option<Mount>,
     broker: Broker,
     ledger: Ledger,
+    /// Last: dropped, and so removed, after all that lives in it.
+    scratch: Scratch,
 }
 
 impl Scenario {

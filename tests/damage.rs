@@ -15,8 +15,9 @@ const SEGMENT: u64 = 400_000;
 
 /// A log dir of six segments, five of them archived and at least three cold, and its plain copy.
 struct Made {
-    scratch: Scratch,
     command: MountCommand,
+    /// Last: dropped, and so removed, after all that lives in it.
+    scratch: Scratch,
 }
 
 impl Made {

@@ -235,7 +235,7 @@ fn nothing_waits_behind_a_cold_read_that_hangs() {
     (0..3).for_each(|_| logs.checkpoint());
     let hot = scratch.path().join("data/hot");
     settle(&mount, &hot, "made", &s3.bucket().join("c"), 300_000);
-    let cold: Vec<String> = log_objects(&s3.bucket())
+    let cold: Vec<String> = log_objects(&s3.bucket().join("c"))
         .iter()
         .map(|o| format!("made-0/{:020}.log", o.base))
         .filter(|n| !hot.join(n).exists())

@@ -33,10 +33,12 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// A fresh directory whose name begins with `name`.
+    /// A fresh directory whose name begins with `name`, in `EVERLOG_TEST_DIR` or below the rig.
     pub fn new(name: &str) -> Self {
-        let parent = rig_dir().join("tmp");
+        let elsewhere = std::env::var_os("EVERLOG_TEST_DIR").map(PathBuf::from);
+        let parent = elsewhere.unwrap_or_else(|| rig_dir().join("tmp"));
         std::fs::create_dir_all(&parent).unwrap();
+        let parent = parent.canonicalize().unwrap();
         let path = tempfile::Builder::new().prefix(&format!("{name}-")).tempdir_in(parent).unwrap();
         Self { path: path.keep() }
     }

@@ -23,6 +23,23 @@ impl Random {
     }
 }
 
+/// Bytes that a message shows only the length of.
+#[derive(Clone)]
+pub struct Data(pub Vec<u8>);
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl std::ops::Deref for Data {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// One step. Names are relative to the root.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -37,15 +54,20 @@ pub enum Op {
     Read { name: String, at: u64, len: usize },
     Hold { name: String },
     ReadHeld { index: usize, at: u64, len: usize },
-    WriteHeld { index: usize, at: u64, data: Vec<u8> },
+    WriteHeld { index: usize, at: u64, data: Data },
     DropHeld { index: usize },
     /// Through a shared mapping that is kept.
-    MapWrite { name: String, at: usize, data: Vec<u8>, sync: bool },
-    Write { name: String, at: u64, data: Vec<u8> },
-    AppendTo { name: String, data: Vec<u8> },
+    MapWrite { name: String, at: usize, data: Data, sync: bool },
+    Write { name: String, at: u64, data: Data },
+    AppendTo { name: String, data: Data },
     SetLen { name: String, len: u64 },
-    Create { name: String, exclusive: bool, data: Vec<u8> },
+    Create { name: String, exclusive: bool, data: Data },
     Rename { from: String, to: String },
+    /// What `mv` does between two filesystems.
+    CopyAndUnlink {
+        from: String,
+        to: String,
+    },
     Mkdir { name: String },
     Rmdir { name: String },
     Fsync { name: String },
@@ -57,14 +79,24 @@ pub enum Op {
     Remount { crash: bool },
 }
 
+impl Op {
+    /// For a rename that is refused with EXDEV.
+    pub fn as_mv_does_it(&self) -> Option<Self> {
+        match self {
+            Self::Rename { from, to } => Some(Self::CopyAndUnlink { from: from.clone(), to: to.clone() }),
+            _ => None,
+        }
+    }
+}
+
 fn junk(random: &mut Random) -> String {
     let dir = ["", "made-0/", "made-1/", "dir/"][random.below(4) as usize];
     format!("{dir}junk{}", random.below(4))
 }
 
-fn data(random: &mut Random, max: u64) -> Vec<u8> {
+fn data(random: &mut Random, max: u64) -> Data {
     let len = 1 + random.below(max) as usize;
-    crate::common::batches::noise(random.below(u64::MAX), len)
+    Data(crate::common::batches::noise(random.below(u64::MAX), len))
 }
 
 /// Any file that exists, as a rule a log.

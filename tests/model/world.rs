@@ -112,6 +112,17 @@ impl World {
                 options.write(true).open(self.root.join(name))?.write_all(data).and(nothing)
             }
             Op::Rename { from, to } => fs::rename(self.root.join(from), self.root.join(to)).and(nothing),
+            Op::CopyAndUnlink { from, to } => {
+                let (from, to) = (self.root.join(from), self.root.join(to));
+                let bytes = fs::read(&from)?;
+                match fs::remove_file(&to) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                    _ => fs::write(&to, &bytes)?,
+                }
+                fs::set_permissions(&to, from.metadata()?.permissions())?;
+                fs::remove_file(&from)?;
+                Ok(bytes)
+            }
             Op::Mkdir { name } => fs::create_dir(self.root.join(name)).and(nothing),
             Op::Rmdir { name } => fs::remove_dir(self.root.join(name)).and(nothing),
             Op::Fsync { name } => File::open(self.root.join(name))?.sync_all().and(nothing),
