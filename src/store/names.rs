@@ -21,16 +21,16 @@ pub fn identity_key() -> ObjectKey {
 /// The marker that makes a chain visible to a listing. The time is when it was registered.
 #[must_use]
 pub fn chain_marker_key(id: &ChainId, created_ms: u64) -> ObjectKey {
-    ObjectKey(format!("{CHAINS_PREFIX}/{}~{}~{created_ms:013}", id.tp, id.topic_id))
+    ObjectKey(format!("{CHAINS_PREFIX}/{}/{}~{created_ms:013}", id.tp, id.topic_id))
 }
 
 /// The chain and its time of registration, from a marker's key.
 #[must_use]
 pub fn parse_chain_marker(key: &ObjectKey) -> Option<(ChainId, u64)> {
     let name = key.as_str().strip_prefix(CHAINS_PREFIX)?.strip_prefix('/')?;
-    let mut parts = name.split('~');
-    let (tp, topic_id, time) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || time.len() != 13 {
+    let (tp, marker) = name.split_once('/')?;
+    let (topic_id, time) = marker.split_once('~')?;
+    if time.len() != 13 {
         return None;
     }
     let id = ChainId { tp: tp.parse::<TopicPartition>().ok()?, topic_id: topic_id.parse().ok()? };
