@@ -89,7 +89,8 @@ impl Run {
                     _ => (found, self.plain.apply(op)),
                 };
                 let (a, b) = (world::show(&found), world::show(&expected));
-                assert!(found == expected, "{op:?} gave {a} instead of {b}");
+                let held = self.plain.held();
+                assert!(found == expected, "{op:?} gave {a} instead of {b}; held open: {held:?}");
             }
         }
     }

@@ -52,6 +52,26 @@ fn an_open_file_outlives_its_name() {
 }
 
 #[test]
+fn an_unlinked_file_can_be_asked_for_its_size_through_any_of_its_descriptors() {
+    let (_scratch, _, mount) = plain_mount("posix-fstat");
+    let dir = mount.path("t-0");
+    fs::create_dir(&dir).unwrap();
+    for name in
+        ["00000000000000000000.log", "00000000000000000000.index", "leader-epoch-checkpoint"]
+    {
+        let path = dir.join(name);
+        let first = rw(&path);
+        first.write_all_at(b"twelve bytes", 0).unwrap();
+        // Somebody looked at it meanwhile and is gone again.
+        assert_eq!(fs::read(&path).unwrap().len(), 12);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(first.metadata().unwrap_or_else(|e| panic!("{name}: {e}")).len(), 12);
+        first.set_len(7).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(first.metadata().unwrap().len(), 7);
+    }
+}
+
+#[test]
 fn a_shared_writable_mapping_of_an_index_is_the_file() {
     let (_scratch, command, mount) = plain_mount("posix-mmap");
     let dir = mount.path("t-0");
@@ -191,6 +211,58 @@ fn a_broker_started_on_a_data_directory_that_is_not_mounted_would_refuse() {
     settle(&mount, &hot, "made", &scratch.path().join("store"), 4096);
     assert!(hot.join("everlog-is-not-mounted").is_dir());
     assert!(!files::names(mount.point()).contains(&"everlog-is-not-mounted".to_owned()));
+}
+
+#[test]
+fn a_descriptor_of_a_log_reads_on_after_discard_whatever_became_of_its_bytes() {
+    let scratch = Scratch::new("posix-held");
+    let store = scratch.file_store("store");
+    let command = MountCommand::broker(scratch.path(), &store).option("--hot-bytes", 250_000);
+    let mount = command.start();
+    let mut logs = LogDir::new(mount.point(), CLUSTER_ID);
+    let mut log = logs.create("made", 0);
+    let hot = scratch.path().join("data/hot");
+    let bucket = scratch.path().join("store");
+    let names: Vec<String> = (0..5)
+        .map(|_| {
+            let name = format!("made-0/{:020}.log", log.base());
+            log.fill_segment(100_000);
+            name
+        })
+        .collect();
+    let bytes: Vec<Vec<u8>> = names.iter().map(|n| fs::read(mount.path(n)).unwrap()).collect();
+    logs.commit(&log);
+    let held: Vec<File> = names.iter().map(|n| rw(&mount.path(n))).collect();
+    // The last one is discarded before it is archived: it goes through the spool.
+    let discard = |name: &str| {
+        fs::rename(mount.path(name), mount.path(&format!("{name}.deleted"))).unwrap();
+        fs::remove_file(mount.path(&format!("{name}.deleted"))).unwrap();
+    };
+    (0..3).for_each(|_| logs.checkpoint());
+    settle(&mount, &hot, "made", &bucket, 250_000);
+    let cold: Vec<bool> = names.iter().map(|n| !hot.join(n).exists()).collect();
+    assert!(cold[0] && !cold[4], "{cold:?}");
+    let late = format!("made-0/{:020}.log", log.base());
+    log.fill_segment(100_000);
+    let late_bytes = fs::read(mount.path(&late)).unwrap();
+    let late_file = rw(&mount.path(&late));
+    names.iter().for_each(|n| discard(n));
+    discard(&late);
+    logs.commit(&log);
+    (0..3).for_each(|_| logs.checkpoint());
+    wait_until("the spool to be empty again", 60, || {
+        let spool = mount.status()["spool"].clone();
+        unless(spool["segments"] == 0, || spool.to_string())
+    });
+    for ((name, file), expected) in names.iter().zip(&held).zip(&bytes) {
+        let mut found = vec![0; expected.len()];
+        file.read_exact_at(&mut found, 0).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(&found == expected, "{name} reads differently through a held descriptor");
+        assert_eq!(file.metadata().unwrap().len(), expected.len() as u64, "{name}");
+    }
+    let mut found = vec![0; late_bytes.len()];
+    late_file.read_exact_at(&mut found, 0).unwrap();
+    assert!(found == late_bytes);
 }
 
 #[test]

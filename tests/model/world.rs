@@ -24,6 +24,7 @@ pub fn show(outcome: &Outcome) -> String {
 }
 
 struct Held {
+    name: String,
     file: File,
     map: Option<memmap2::MmapMut>,
 }
@@ -53,6 +54,11 @@ impl World {
     /// Opens the active segments again.
     pub fn reopen(&mut self) {
         self.partitions.iter_mut().for_each(PartitionLog::reopen);
+    }
+
+    /// What is held open, by the name that it had then.
+    pub fn held(&self) -> Vec<&str> {
+        self.held.iter().map(|h| h.name.as_str()).collect()
     }
 
     /// Names of all files, relative.
@@ -144,7 +150,7 @@ impl World {
         match op {
             Op::Hold { name } if self.held.len() < 6 => {
                 let file = self.open_rw(name)?;
-                self.held.push(Held { file, map: None });
+                self.held.push(Held { name: name.clone(), file, map: None });
             }
             Op::ReadHeld { index, at, len } => {
                 if let Some(held) = self.held.get(*index) {
@@ -199,7 +205,7 @@ impl World {
         let mut seen = vec![0; len];
         file.read_exact_at(&mut seen, at as u64)?;
         if self.held.len() < 6 {
-            self.held.push(Held { file, map: Some(map) });
+            self.held.push(Held { name: name.to_owned(), file, map: Some(map) });
         }
         Ok(seen)
     }
