@@ -134,7 +134,7 @@ impl Tier {
     }
 
     /// The next job of a chain's entries in the spool.
-    fn next_spooled(&self, chain: &ChainId) -> Option<Job> {
+    pub(super) fn next_spooled(&self, chain: &ChainId) -> Option<Job> {
         for entry in self.spool.wanted(chain) {
             match self.holds.kind(&SourceId::Spooled(entry.id.clone()), 0) {
                 Some(HoldKind::Quarantined) => continue,
@@ -410,7 +410,7 @@ impl Engine {
 }
 
 impl Tier {
-    fn note_failure(&self, job: &Job, error: &TierError, now_ms: u64) {
+    pub(super) fn note_failure(&self, job: &Job, error: &TierError, now_ms: u64) {
         self.counters.failed_attempts.raise();
         let failures = self.backoffs.failed(&job.chain, now_ms);
         let segment = job.source.label();
@@ -424,7 +424,7 @@ impl Tier {
     }
 
     /// What the end of a job means for an entry of the spool.
-    fn settle_spooled(&self, job: &Job, done: &Done) {
+    pub(super) fn settle_spooled(&self, job: &Job, done: &Done) {
         let Source::Spooled(entry) = &job.source else { return };
         match done {
             Done::Gone => {

@@ -1,1 +1,7 @@
 //! The tiering as a whole, on a real data directory and real stores.
+
+mod archiving;
+mod discarding;
+mod failing;
+mod running;
+mod world;

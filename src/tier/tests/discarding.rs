@@ -1,0 +1,245 @@
+//! Retention, truncation, topic deletion and the discard command.
+
+use super::world::{World, name, stub_path};
+use crate::local::spool::{self, SpoolDoc, SpoolEntry};
+use crate::tier::archive::Done;
+
+const DELETED: &str = "t-0.0123456789abcdef0123456789abcdef-delete";
+
+fn world() -> World {
+    let world = World::new();
+    world.partition("t-0", &[0, 100, 200], 300);
+    world.checkpoints(&[("t-0", 300)]);
+    world
+}
+
+#[tokio::test]
+async fn what_retention_takes_before_it_is_archived_is_archived_from_the_spool() {
+    let world = world();
+    let dir = world.hot().join("t-0");
+    std::fs::write(dir.join("00000000000000000000.snapshot"), b"producers").unwrap();
+    let bytes = std::fs::read(dir.join(name(0))).unwrap();
+    let mount = world.mount();
+    mount.retire("t-0", 0);
+    assert!(!dir.join(name(0)).exists() && mount.dir("t-0").log(&name(0)).is_none());
+    assert_eq!(world.spool_entries().len(), 1);
+    let status = mount.tier.status();
+    assert_eq!((status.spool.segments, status.spool.bytes), (1, bytes.len() as u64));
+    drop(mount);
+
+    // A crash of the mount and a start of the broker: the name does not come back.
+    let mount = world.mount();
+    assert!(mount.dir("t-0").log(&name(0)).is_none());
+    assert_eq!(mount.drain().await.unwrap().len(), 2);
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
+    let chain = world.archived("t-0").await;
+    assert_eq!(world.object("t-0", chain.find(0).unwrap()).await, bytes);
+    assert_eq!(chain.find(0).unwrap().files.snapshot, Some(9), "its snapshot came along");
+    assert!(world.spool_entries().is_empty() && !dir.join(name(0)).exists());
+}
+
+#[tokio::test]
+async fn what_is_archived_is_simply_unlinked_and_stays_in_the_archive() {
+    let mut world = world();
+    world.config.hot_bytes = Some(0);
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    mount.retire("t-0", 0);
+    assert_eq!(mount.tier.evict_round().unwrap(), 1);
+    mount.retire("t-0", 100);
+    let dir = world.hot().join("t-0");
+    assert!(!dir.join(name(100)).exists() && !stub_path(&dir, 100).exists());
+    assert!(!stub_path(&dir, 100).with_extension("deleted.everlog").exists());
+    assert!(world.spool_entries().is_empty());
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
+}
+
+#[tokio::test]
+async fn a_truncated_suffix_never_becomes_the_archives_truth() {
+    let world = world();
+    let mount = world.mount();
+    let dir = mount.dir("t-0");
+    for base in [100, 200] {
+        let (from, to) = (name(base), format!("{}.deleted", name(base)));
+        mount.tier.note_rename(&dir, &from, &to);
+        dir.rename_log(&from, &to).unwrap();
+    }
+    mount.tier.unlink(&dir, &format!("{}.deleted", name(100))).unwrap();
+    drop((mount, dir));
+    // The second one by the broker's next start, when nobody remembers the rename.
+    let mount = world.mount();
+    mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(200))).unwrap();
+    assert!(world.spool_entries().is_empty());
+    assert_eq!(mount.drain().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_deleted_topic_is_archived_to_its_last_committed_batch() {
+    let world = world();
+    let mount = world.mount();
+    mount.catalog.rename_dir("t-0", DELETED).unwrap();
+    world.checkpoints(&[]);
+    mount.catalog.root_file_replaced("replication-offset-checkpoint").unwrap();
+    let dir = mount.dir(DELETED);
+    // In any order, and the archive starts in between.
+    mount.tier.unlink(&dir, &name(200)).unwrap();
+    mount.tier.unlink(&dir, &name(0)).unwrap();
+    assert!(mount.tier.status().spool.waiting_for_archive == 2);
+    mount.tier.unlink(&dir, &name(100)).unwrap();
+    assert!(dir.all_logs().is_empty());
+    let ends = mount.drain().await.unwrap();
+    assert!(ends.iter().all(|d| matches!(d, Done::Archived(_))), "{ends:?}");
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200), (200, 300)]);
+    assert!(world.spool_entries().is_empty());
+}
+
+#[tokio::test]
+async fn of_a_deleted_topic_nothing_above_the_high_watermark_is_archived() {
+    let world = world();
+    world.checkpoints(&[("t-0", 250)]);
+    let mount = world.mount();
+    mount.catalog.rename_dir("t-0", DELETED).unwrap();
+    for base in [0, 100, 200] {
+        mount.tier.unlink(&mount.dir(DELETED), &name(base)).unwrap();
+    }
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
+    assert!(world.spool_entries().is_empty());
+}
+
+#[tokio::test]
+async fn the_discard_command_is_asked_until_it_agrees_also_after_a_restart() {
+    let mut world = world();
+    let (agree, heard) = (world.tmp.path().join("agree"), world.tmp.path().join("heard"));
+    let command = format!("cat >> {}; test -e {}", heard.display(), agree.display());
+    world.config.on_discard = Some(command);
+    let mount = world.mount();
+    mount.retire("t-0", 0);
+    mount.ask_all().await;
+    assert!(!heard.exists(), "the archive comes first");
+    mount.drain().await.unwrap();
+    mount.ask_all().await;
+    let entry = world.spool_entries().remove(0);
+    assert!(entry.join("segment.log").exists(), "refused: its bytes stay");
+    mount.ask_all().await;
+    assert_eq!(std::fs::read_to_string(&heard).unwrap().lines().count(), 1, "not at once again");
+    world.pass(1_100);
+    mount.ask_all().await;
+    assert_eq!(mount.tier.status().spool.waiting_for_listener, 1);
+    drop(mount);
+
+    let mount = world.mount();
+    std::fs::write(&agree, b"").unwrap();
+    mount.ask_all().await;
+    assert!(world.spool_entries().is_empty() && !entry.exists());
+    assert_eq!(mount.tier.status().spool.segments, 0);
+    let text = std::fs::read_to_string(&heard).unwrap();
+    assert_eq!(text.lines().count(), 3);
+    let event: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (&event["event"], &event["topic"], &event["partition"]),
+        (&"discarded".into(), &"t".into(), &0.into())
+    );
+    assert_eq!((&event["base_offset"], &event["end_offset"]), (&0.into(), &100.into()));
+    assert_eq!(event["reason"], "retention");
+    assert_eq!(event["path"], entry.join("segment.log").display().to_string());
+    assert_eq!(event["archive_path"], format!(".everlog/archive/t-0/{}", name(0)));
+    let chain = world.archived("t-0").await;
+    let upload = chain.find(0).unwrap().upload_id.to_string();
+    assert!(event["object"].as_str().unwrap().contains(&upload));
+}
+
+#[tokio::test]
+async fn the_discard_command_is_asked_about_cold_segments_too() {
+    let mut world = world();
+    let heard = world.tmp.path().join("heard");
+    world.config.on_discard = Some(format!("cat > {}", heard.display()));
+    world.config.hot_bytes = Some(0);
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    mount.tier.evict_round().unwrap();
+    mount.retire("t-0", 0);
+    assert_eq!(mount.tier.status().spool.waiting_for_listener, 1);
+    mount.ask_all().await;
+    let event: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&heard).unwrap()).unwrap();
+    assert!(event["path"].is_null() && event["object"].is_string());
+    assert!(world.spool_entries().is_empty());
+}
+
+#[tokio::test]
+async fn a_discard_command_that_hangs_is_ended_and_counts_as_no() {
+    let mut world = world();
+    world.config.on_discard = Some("sleep 1000".into());
+    world.config.on_discard_timeout_ms = 50;
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    mount.retire("t-0", 0);
+    mount.ask_all().await;
+    assert_eq!(mount.tier.status().spool.waiting_for_listener, 1);
+}
+
+#[tokio::test]
+async fn when_the_spool_cannot_take_it_the_unlink_still_succeeds_and_is_counted() {
+    let world = world();
+    let mount = world.mount();
+    let spool = world.data().join("spool");
+    std::fs::remove_dir_all(&spool).unwrap();
+    std::fs::write(&spool, b"in the way").unwrap();
+    // The reserve is gone with the directory; an entry that cannot be made must not be believed in.
+    let dir = mount.dir("t-0");
+    let (from, to) = (name(0), format!("{}.deleted", name(0)));
+    mount.tier.note_rename(&dir, &from, &to);
+    dir.rename_log(&from, &to).unwrap();
+    mount.tier.unlink(&dir, &to).unwrap();
+    assert_eq!(mount.tier.counters().lost_discards.get(), 1);
+    assert!(!world.hot().join("t-0").join(&to).exists());
+}
+
+#[tokio::test]
+async fn a_crash_between_the_entry_and_the_rename_leaves_the_file_in_the_log_dir() {
+    let world = world();
+    drop(world.mount());
+    let dir = world.hot().join("t-0");
+    std::fs::rename(dir.join(name(0)), dir.join(format!("{}.deleted", name(0)))).unwrap();
+    let chain = super::world::chain_id("t-0");
+    let doc = SpoolDoc {
+        tp: chain.tp,
+        topic_id: chain.topic_id,
+        base_offset: 0,
+        name: name(0),
+        log_dir: "t-0".into(),
+        reason: spool::DiscardReason::Retention,
+        size_bytes: 1,
+        mtime_ns: 1,
+        committed_offset: Some(300),
+        end_offset: Some(100),
+        archive_wanted: true,
+        listener_wanted: false,
+        discarded_ms: 1,
+        upload_id: None,
+        compacted: false,
+    };
+    SpoolEntry::create(&world.data().join("spool"), &"0".repeat(32), doc).unwrap();
+    let mount = world.mount();
+    assert!(world.spool_entries().is_empty(), "void: Kafka unlinks the file again");
+    mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(0))).unwrap();
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
+}
+
+#[tokio::test]
+async fn a_quarantined_segment_that_kafka_discards_stays_in_the_spool() {
+    let world = world();
+    let path = world.hot().join("t-0").join(name(0));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[700] ^= 0x10;
+    std::fs::write(&path, &bytes).unwrap();
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    mount.retire("t-0", 0);
+    mount.drain().await.unwrap();
+    let entry = world.spool_entries().remove(0);
+    assert_eq!(std::fs::read(entry.join("segment.log")).unwrap(), bytes);
+    assert_eq!(mount.tier.status().quarantine, 1);
+}
