@@ -187,7 +187,10 @@ pub struct Tier {
     cached_bytes: Option<CachedBytes>,
     identity: identity::Identity,
     chains: chains::Chains,
+    /// Chains whose last attempt failed.
     backoffs: backoff::Backoffs,
+    /// Chains whose log dir is in motion: looked at again in a moment.
+    delays: backoff::Backoffs,
     holds: holds::Holds,
     fates: Mutex<HashMap<u64, fate::FateNote>>,
     spool: spool::Spool,
@@ -216,6 +219,10 @@ impl Tier {
         let rate = RateLimiter::new(config.upload_bytes_per_s);
         Arc::new(Self {
             backoffs: backoff::Backoffs::new(
+                config.retry_backoff_min_ms,
+                config.retry_backoff_max_ms,
+            ),
+            delays: backoff::Backoffs::new(
                 config.retry_backoff_min_ms,
                 config.retry_backoff_max_ms,
             ),

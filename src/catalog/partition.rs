@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use super::log_file::{Content, LogFile};
 use crate::kafka::checkpoint;
 use crate::kafka::names::{self, DirKind, FileKind, PartitionDirName, Suffix};
-use crate::types::{ChainId, TopicId};
+use crate::types::{ChainId, TopicId, TopicPartition};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -25,6 +25,8 @@ struct Facts {
     compaction_seen: bool,
     /// The last trusted high watermark; survives the rename to `-delete`, when Kafka forgets it.
     committed_offset: Option<i64>,
+    /// Its name while Kafka served it: the name of a deleted directory may be cut to fit.
+    live_tp: Option<TopicPartition>,
 }
 
 /// A directory of the log dir whose name is a topic-partition, also `-delete`, `-future`, `-stray`.
@@ -84,6 +86,13 @@ impl PartitionDir {
         self.name.read().1.clone()
     }
 
+    /// The topic and partition it is or was before Kafka renamed it.
+    #[must_use]
+    pub fn tp(&self) -> TopicPartition {
+        let live = self.facts.lock().live_tp.clone();
+        live.unwrap_or_else(|| self.parsed().tp)
+    }
+
     /// Its path now.
     #[must_use]
     pub fn path(&self) -> PathBuf {
@@ -103,7 +112,7 @@ impl PartitionDir {
     /// The chain it is archived in. The topic id is read from `partition.metadata` and kept; a directory
     /// without that file belongs to a Kafka before 2.8 or is too young to have it, so that is not kept.
     pub fn chain(&self) -> io::Result<ChainId> {
-        let tp = self.parsed().tp;
+        let tp = self.tp();
         if let Some(id) = &self.facts.lock().topic_id {
             return Ok(ChainId { tp, topic_id: id.clone() });
         }
@@ -308,6 +317,9 @@ impl PartitionDir {
     }
 
     pub(super) fn rename_dir(&self, name: (String, PartitionDirName)) -> io::Result<()> {
+        let live = self.tp();
+        let becomes_live = name.1.kind == DirKind::Live;
+        self.facts.lock().live_tp = (!becomes_live).then_some(live);
         let mut current = self.name.write();
         std::fs::rename(self.hot.join(&current.0), self.hot.join(&name.0))?;
         *current = name;

@@ -14,6 +14,7 @@ use super::verdict::{ArchiveView, GapPiece, Item, Scanned, Verdict, judge};
 use crate::catalog::Archived;
 use crate::local::Stub;
 use crate::manifest::{Chain, Change, Item as Tile};
+use crate::store::names;
 use crate::types::ArchivedSegment;
 
 /// Commits that may be lost to other writers in a row before the attempt is given up.
@@ -40,6 +41,10 @@ impl Tier {
     /// Carries one segment through. An error means: try again after a pause.
     pub(super) async fn archive(self: &Arc<Self>, job: &Job) -> Result<Done, TierError> {
         self.settle_identity().await?;
+        if self.backoffs.is_failing(&job.chain) {
+            // Reading the segment again and again is no way to find out that the store is away.
+            self.store.head(&names::identity_key()).await?;
+        }
         let chain = self.chains.ready(&job.chain).await?;
         let looked = {
             let (job, stopping) = (job.clone(), self.stopping.clone());

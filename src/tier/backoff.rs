@@ -51,11 +51,19 @@ impl<K: Hash + Eq + Clone> Backoffs<K> {
         pause.failures
     }
 
-    /// It works; says whether anything still fails.
-    pub fn succeeded(&self, key: &K) -> bool {
-        let mut pauses = self.pauses.lock();
-        pauses.remove(key);
-        !pauses.is_empty()
+    /// It works.
+    pub fn succeeded(&self, key: &K) {
+        self.pauses.lock().remove(key);
+    }
+
+    /// Whether it failed last time.
+    pub fn is_failing(&self, key: &K) -> bool {
+        self.pauses.lock().contains_key(key)
+    }
+
+    /// Whether anything failed last time.
+    pub fn any(&self) -> bool {
+        !self.pauses.lock().is_empty()
     }
 }
 
@@ -78,7 +86,9 @@ mod tests {
         assert_eq!(backoffs.failed(&7, 1000), 1);
         assert!(!backoffs.is_due(&7, 1000));
         assert!(backoffs.is_due(&7, 1100) && backoffs.is_due(&8, 0));
-        assert!(!backoffs.succeeded(&7));
+        assert!(backoffs.any() && backoffs.is_failing(&7));
+        backoffs.succeeded(&7);
+        assert!(!backoffs.any());
         assert!(backoffs.is_due(&7, 0));
     }
 }

@@ -49,8 +49,7 @@ impl Chains {
     /// The newest known content.
     pub fn view(&self, id: &ChainId) -> Option<Arc<Chain>> {
         let slot = self.slots.lock().get(id).cloned()?;
-        let view = slot.view.read().clone();
-        view
+        slot.view.read().clone()
     }
 
     /// All chains of which something is known.

@@ -95,7 +95,7 @@ impl Tier {
             archived: matches!(content, Content::Cold(_)) || log.archived().is_some(),
             compacted: self.catalog.is_compacted(dir),
             empty: log.stat().is_ok_and(|s| s.size_bytes == 0),
-            archiving: self.config.includes(dir_name.tp.topic()),
+            archiving: self.config.includes(dir.tp().topic()),
             listening: self.config.on_discard.is_some(),
         };
         match fate::decide(&facts) {
@@ -118,12 +118,7 @@ impl Tier {
             self.describe_discard(dir, log, parsed, owed).and_then(|doc| self.spool.create(doc));
         let (entry, dirty) = match made {
             Ok(made) => made,
-            Err(error) => {
-                self.counters.lost_discards.raise();
-                let file = log.label();
-                tracing::error!(%file, %error, "a discarded segment that is still owed cannot be kept");
-                return dir.remove_log(name);
-            }
+            Err(error) => return self.give_up(dir, name, log, &error),
         };
         link_side_files(&dir.path(), parsed.base_offset, &entry);
         let moved = match dir.remove_log_into(name, &entry.log()) {
@@ -142,9 +137,24 @@ impl Tier {
                 if let Err(e) = entry.remove() {
                     tracing::warn!(entry = %entry.path.display(), error = %e, "an empty spool entry stays");
                 }
-                Err(error)
+                self.give_up(dir, name, log, &error)
             }
         }
+    }
+
+    /// Takes the name away although its bytes are owed.
+    fn give_up(
+        &self,
+        dir: &PartitionDir,
+        name: &str,
+        log: &LogFile,
+        error: &io::Error,
+    ) -> io::Result<Arc<LogFile>> {
+        let file = log.label();
+        let removed = dir.remove_log(name)?;
+        self.counters.lost_discards.raise();
+        tracing::error!(%file, %error, "a discarded segment that was still owed could not be kept");
+        Ok(removed)
     }
 
     fn describe_discard(

@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_millis(200);
 const EVICT_EVERY_MS: u64 = 1_000;
 const EVICT_WHEN_IDLE_EVERY_MS: u64 = 5_000;
 const HYDRATE_EVERY_MS: u64 = 5_000;
+/// Work off the runtime cannot be dropped, only asked to stop.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 /// Everything is looked at this often, whatever was said to have changed.
 const LOOK_AT_ALL_EVERY_MS: u64 = 30_000;
 
@@ -41,6 +43,13 @@ enum End {
     Hydrated,
 }
 
+/// What fails on local disk at the moment, besides chains.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failing {
+    eviction: bool,
+    spool: bool,
+}
+
 /// The loop's own memory.
 struct Engine {
     tier: Arc<Tier>,
@@ -51,6 +60,7 @@ struct Engine {
     evicting: bool,
     sweeping: bool,
     hydrating: bool,
+    failing: Failing,
     /// Something changed that an eviction may follow from.
     evict_soon: bool,
     evicted_at_ms: u64,
@@ -85,7 +95,9 @@ impl Tier {
             }
         }
         self.stopping.store(true, Ordering::Release);
-        engine.work.shutdown().await;
+        if tokio::time::timeout(STOP_WAIT, engine.work.shutdown()).await.is_err() {
+            tracing::warn!("work on local disk takes long to stop and is left behind");
+        }
     }
 
     /// What a plan looks at.
@@ -110,7 +122,7 @@ impl Tier {
         let name = dir.parsed();
         let facts = PartitionFacts {
             kind: name.kind,
-            included: self.config.includes(name.tp.topic()),
+            included: self.config.includes(dir.tp().topic()),
             committed: self.catalog.committed_offset(dir),
             archive_end: self.chains.view(chain).and_then(|c| c.end_offset()),
             segments: segments.iter().map(fact).collect(),
@@ -185,6 +197,7 @@ impl Engine {
             evicting: false,
             sweeping: false,
             hydrating: false,
+            failing: Failing::default(),
             evict_soon: true,
             evicted_at_ms: 0,
             hydrated_at_ms: 0,
@@ -207,7 +220,7 @@ impl Engine {
         let all = now_ms.saturating_sub(self.looked_at_ms) >= LOOK_AT_ALL_EVERY_MS;
         if all {
             self.looked_at_ms = now_ms;
-            self.tier.prune_holds();
+            self.tier.forget_the_gone();
         }
         for dir in self.tier.catalog.dirs() {
             let changed = dir.take_changed();
@@ -239,7 +252,9 @@ impl Engine {
     }
 
     fn is_free(&self, chain: &ChainId, now_ms: u64) -> bool {
-        !self.busy.contains(chain) && self.tier.backoffs.is_due(chain, now_ms)
+        let due =
+            self.tier.backoffs.is_due(chain, now_ms) && self.tier.delays.is_due(chain, now_ms);
+        due && !self.busy.contains(chain)
     }
 
     fn start_spooled(&mut self, now_ms: u64) {
@@ -282,6 +297,10 @@ impl Engine {
                 }
                 None => {
                     self.is_pending.remove(&dir.id);
+                    if self.tier.spool.wanted(&chain).is_empty() {
+                        // What failed here is no longer asked for.
+                        self.succeeded(&chain);
+                    }
                 }
             }
         }
@@ -354,17 +373,13 @@ impl Engine {
             }
             Ok(End::Evicted(result)) => {
                 self.evicting = false;
-                if let Err(error) = result
-                    && !self.tier.is_stopping()
-                {
-                    self.complain(now_ms, format!("eviction: {error}"));
-                }
+                self.failing.eviction = result.is_err();
+                self.local_work_ended("eviction", result.map(drop), now_ms);
             }
             Ok(End::Swept(result)) => {
                 self.sweeping = false;
-                if let Err(error) = result {
-                    self.complain(now_ms, format!("spool: {error}"));
-                }
+                self.failing.spool = result.is_err();
+                self.local_work_ended("spool", result, now_ms);
             }
             Ok(End::Hydrated) => self.hydrating = false,
             Err(error) => {
@@ -372,6 +387,21 @@ impl Engine {
                 (self.evicting, self.sweeping, self.hydrating) = (false, false, false);
                 self.complain(now_ms, format!("a defect of Everlog stopped a task: {error}"));
             }
+        }
+    }
+
+    fn local_work_ended(&self, what: &str, result: std::io::Result<()>, now_ms: u64) {
+        match result {
+            Ok(()) => self.clear_if_all_works(),
+            Err(_) if self.tier.is_stopping() => {}
+            Err(error) => self.complain(now_ms, format!("{what}: {error}")),
+        }
+    }
+
+    fn clear_if_all_works(&self) {
+        let local = self.failing.eviction || self.failing.spool;
+        if !local && !self.tier.backoffs.any() {
+            self.tier.last_error.clear();
         }
     }
 
@@ -388,13 +418,14 @@ impl Engine {
                 match done {
                     // The log dir is in motion here: look again in a moment, not in a circle.
                     Done::Gone | Done::NotCommitted => {
-                        self.tier.backoffs.failed(&job.chain, now_ms);
+                        self.tier.backoffs.succeeded(&job.chain);
+                        self.tier.delays.failed(&job.chain, now_ms);
                     }
                     Done::Archived(_) | Done::Adopted(_) => {
                         self.evict_soon = true;
-                        self.succeeded(job);
+                        self.succeeded(&job.chain);
                     }
-                    Done::Quarantined(_) | Done::Held(_) => self.succeeded(job),
+                    Done::Quarantined(_) | Done::Held(_) => self.succeeded(&job.chain),
                 }
             }
             Err(TierError::Stopping) => {}
@@ -402,10 +433,10 @@ impl Engine {
         }
     }
 
-    fn succeeded(&self, job: &Job) {
-        if !self.tier.backoffs.succeeded(&job.chain) {
-            self.tier.last_error.clear();
-        }
+    fn succeeded(&self, chain: &ChainId) {
+        self.tier.backoffs.succeeded(chain);
+        self.tier.delays.succeeded(chain);
+        self.clear_if_all_works();
     }
 }
 

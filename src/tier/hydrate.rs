@@ -6,13 +6,18 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use super::{Fetch, Tier};
 use crate::catalog::{Content, LogFile};
 use crate::local::Stub;
 
+/// How soon a stop ends the waiting for bytes.
+const STOP_POLL: Duration = Duration::from_millis(200);
 /// Fetched at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -40,6 +45,19 @@ impl Tier {
         Ok(done)
     }
 
+    async fn unless_stopping(
+        &self,
+        mut wanted: BoxFuture<'static, io::Result<Bytes>>,
+    ) -> io::Result<Bytes> {
+        loop {
+            match tokio::time::timeout(STOP_POLL, &mut wanted).await {
+                Ok(bytes) => return bytes,
+                Err(_) if self.is_stopping() => return Err(io::ErrorKind::Interrupted.into()),
+                Err(_) => {}
+            }
+        }
+    }
+
     fn fill(&self, file: &File, stub: &Stub, fetch: &Fetch, runtime: &Handle) -> io::Result<()> {
         let stub = Arc::new(stub.clone());
         for extent in &stub.extents {
@@ -51,7 +69,7 @@ impl Tier {
                 let len = PIECE_BYTES.min(extent.file_end - at) as usize;
                 let object_at = extent.object_start + (at - extent.file_start);
                 let wanted = fetch(stub.clone(), extent.clone(), object_at, len);
-                let bytes = runtime.block_on(wanted)?;
+                let bytes = runtime.block_on(self.unless_stopping(wanted))?;
                 if bytes.len() != len {
                     let got = bytes.len();
                     return Err(io::Error::other(format!("{got} of {len} archived bytes came")));

@@ -34,6 +34,11 @@ impl Sizes {
         Some(size)
     }
 
+    /// Forgets those that the caller does not know any more.
+    pub fn retain(&self, keep: impl Fn(u64) -> bool) {
+        self.0.lock().retain(|id, _| keep(*id));
+    }
+
     /// The file is gone.
     pub fn forget(&self, log: &LogFile) {
         self.0.lock().remove(&log.id);

@@ -98,13 +98,24 @@ impl Spool {
             Err(error) => error,
         };
         tracing::error!(%error, spool = %dir.display(), "cannot write a spool entry's document yet");
-        let id = self.reserve.lock().take().ok_or(error)?;
-        Ok((SpoolEntry { path: dir.join(&id), id, doc }, true))
+        let entry = self.use_reserve(doc).ok_or(error)?;
+        Ok((entry, true))
+    }
+
+    /// An entry in the directory that was made in good time; `None`: it is used up.
+    pub fn use_reserve(&self, doc: SpoolDoc) -> Option<SpoolEntry> {
+        let id = self.reserve.lock().take()?;
+        Some(SpoolEntry { path: self.dir.as_ref()?.join(&id), id, doc })
     }
 
     pub fn insert(&self, entry: SpoolEntry, from_log: Option<u64>, dirty: bool) {
         let slot = Slot { from_log, dirty, asking: false, entry };
         self.slots.lock().insert(slot.entry.id.clone(), slot);
+    }
+
+    /// Whether there is such an entry.
+    pub fn has(&self, id: &str) -> bool {
+        self.slots.lock().contains_key(id)
     }
 
     /// Whether this file of the log dir was moved here.

@@ -1,6 +1,6 @@
 //! What the status tells of the tiering: per topic what is hot, cold, archived, cached and waiting.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -183,7 +183,7 @@ impl Tier {
         let mut broken = Vec::new();
         for dir in self.catalog.dirs() {
             let name = dir.parsed();
-            let topic = topics.entry(name.tp.topic().to_owned()).or_default();
+            let topic = topics.entry(dir.tp().topic().to_owned()).or_default();
             self.look_at_dir(&dir, name.kind, now_ms, &mut topic.sums, &mut broken);
         }
         for id in self.chains.ids() {
@@ -316,14 +316,17 @@ impl Tier {
             .collect()
     }
 
-    /// Holds of files that are gone with their directory.
-    pub(super) fn prune_holds(&self) {
+    /// Drops what is remembered of files that are gone with their directory or were replaced.
+    pub(super) fn forget_the_gone(&self) {
         let dirs = self.catalog.dirs();
-        let logs: BTreeSet<u64> =
+        let logs: HashSet<u64> =
             dirs.iter().flat_map(|d| d.all_logs()).map(|(_, log)| log.id).collect();
         self.holds.retain(|id| match id {
             SourceId::Log(id) => logs.contains(id),
-            SourceId::Spooled(_) => true,
+            SourceId::Spooled(id) => self.spool.has(id),
         });
+        self.sizes.retain(|id| logs.contains(&id));
+        self.rolled.lock().retain(|id, _| logs.contains(id));
+        self.fates.lock().retain(|id, _| logs.contains(id));
     }
 }

@@ -186,7 +186,6 @@ async fn when_the_spool_cannot_take_it_the_unlink_still_succeeds_and_is_counted(
     let spool = world.data().join("spool");
     std::fs::remove_dir_all(&spool).unwrap();
     std::fs::write(&spool, b"in the way").unwrap();
-    // The reserve is gone with the directory; an entry that cannot be made must not be believed in.
     let dir = mount.dir("t-0");
     let (from, to) = (name(0), format!("{}.deleted", name(0)));
     mount.tier.note_rename(&dir, &from, &to);
@@ -196,14 +195,9 @@ async fn when_the_spool_cannot_take_it_the_unlink_still_succeeds_and_is_counted(
     assert!(!world.hot().join("t-0").join(&to).exists());
 }
 
-#[tokio::test]
-async fn a_crash_between_the_entry_and_the_rename_leaves_the_file_in_the_log_dir() {
-    let world = world();
-    drop(world.mount());
-    let dir = world.hot().join("t-0");
-    std::fs::rename(dir.join(name(0)), dir.join(format!("{}.deleted", name(0)))).unwrap();
+fn doc() -> SpoolDoc {
     let chain = super::world::chain_id("t-0");
-    let doc = SpoolDoc {
+    SpoolDoc {
         tp: chain.tp,
         topic_id: chain.topic_id,
         base_offset: 0,
@@ -219,8 +213,52 @@ async fn a_crash_between_the_entry_and_the_rename_leaves_the_file_in_the_log_dir
         discarded_ms: 1,
         upload_id: None,
         compacted: false,
-    };
-    SpoolEntry::create(&world.data().join("spool"), &"0".repeat(32), doc).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn on_a_full_disk_the_bytes_go_into_the_reserve_and_the_document_follows() {
+    let world = world();
+    let mount = world.mount();
+    let entry = mount.tier.spool.use_reserve(doc()).unwrap();
+    assert!(mount.tier.spool.use_reserve(doc()).is_none(), "one at a time");
+    mount.dir("t-0").remove_log_into(&name(0), &entry.log()).unwrap();
+    mount.tier.spool.insert(entry.clone(), None, true);
+    assert!(world.spool_entries().is_empty(), "no document yet");
+    drop(mount);
+    let mount = world.mount();
+    assert_eq!(mount.tier.status().spool.damaged, 1, "after a crash: kept, and told");
+    assert!(entry.log().exists());
+
+    mount.tier.spool.insert(entry, None, true);
+    mount.tier.spool.sweep().unwrap();
+    assert_eq!(world.spool_entries().len(), 1);
+    assert!(mount.tier.spool.use_reserve(doc()).is_some(), "and there is a new reserve");
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
+}
+
+#[tokio::test]
+async fn a_deleted_topic_whose_name_kafka_cuts_stays_in_its_chain() {
+    let world = World::new();
+    let live = format!("{}-0", "x".repeat(249));
+    let cut = format!("{}-0.0123456789abcdef0123456789abcdef-delete", "x".repeat(213));
+    world.partition(&live, &[0, 100], 200);
+    world.checkpoints(&[(&live, 200)]);
+    let mount = world.mount();
+    mount.catalog.rename_dir(&live, &cut).unwrap();
+    mount.tier.unlink(&mount.dir(&cut), &name(0)).unwrap();
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive(&live).await, [(0, 100), (100, 200)]);
+}
+
+#[tokio::test]
+async fn a_crash_between_the_entry_and_the_rename_leaves_the_file_in_the_log_dir() {
+    let world = world();
+    drop(world.mount());
+    let dir = world.hot().join("t-0");
+    std::fs::rename(dir.join(name(0)), dir.join(format!("{}.deleted", name(0)))).unwrap();
+    SpoolEntry::create(&world.data().join("spool"), &"0".repeat(32), doc()).unwrap();
     let mount = world.mount();
     assert!(world.spool_entries().is_empty(), "void: Kafka unlinks the file again");
     mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(0))).unwrap();
