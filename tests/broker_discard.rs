@@ -130,7 +130,9 @@ fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successo
         let there = files::names(&s.hot());
         unless(!there.iter().any(|n| n.starts_with("gone-")), || format!("{there:?}"))
     });
-    assert_eq!(object_shas(&s.bucket(), "gone-0"), objects);
+    // The active segment may join them, out of the spool.
+    let after = object_shas(&s.bucket(), "gone-0");
+    assert!(objects.iter().all(|(base, sha)| after.get(base) == Some(sha)), "{after:?}");
 
     // The same name again is another topic.
     std::fs::remove_file(s.scratch.path().join("gone.ledger")).unwrap();
