@@ -8,6 +8,7 @@ use std::process::Command;
 use common::archive::{bases, log_objects, partitions};
 use common::broker::{Broker, CLUSTER_ID, KAFKA, dump_log_segments};
 use common::children::{everlog, run, text};
+use common::logdir::shut_down_cleanly;
 use common::{Ledger, LogDir, MountCommand, Scratch, files, sha256_file, unless, wait_until};
 use rustix::io::Errno;
 
@@ -148,7 +149,20 @@ fn simulated(log_dir: &Path, segments: usize) {
     log.append(4, 100);
     logs.commit(&log);
     logs.checkpoint();
-    logs.checkpoint();
+    shut_down_cleanly(log_dir);
+}
+
+#[test]
+fn what_is_not_known_to_be_committed_is_left_out_and_said() {
+    let scratch = Scratch::new("archive-uncommitted");
+    let log_dir = scratch.dir("logs");
+    let store = scratch.file_store("store");
+    simulated(&log_dir, 3);
+    // A broker that was killed: what its old checkpoint says of this directory may be of another.
+    std::fs::remove_file(log_dir.join(".kafka_cleanshutdown")).unwrap();
+    let said = archive_once(&log_dir, &store);
+    assert!(said.contains("3 not committed yet"), "{said}");
+    assert_eq!(log_objects(&scratch.path().join("store")).len(), 0);
 }
 
 #[test]
