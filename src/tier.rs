@@ -19,6 +19,7 @@ mod fate;
 mod holds;
 mod hydrate;
 mod identity;
+mod jobs;
 mod listener;
 mod once;
 mod plan;

@@ -77,16 +77,4 @@ impl TierError {
     pub(super) fn local(path: &std::path::Path, source: io::Error) -> Self {
         Self::Local { path: path.display().to_string(), source }
     }
-
-    /// Whether trying again at once, on this or another chain, is pointless.
-    #[must_use]
-    pub fn concerns_all_chains(&self) -> bool {
-        matches!(
-            self,
-            Self::Identity(_)
-                | Self::NoClusterId(_)
-                | Self::MetaProperties(_)
-                | Self::OtherStore { .. }
-        )
-    }
 }
