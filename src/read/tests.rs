@@ -171,9 +171,13 @@ fn count(counter: &AtomicU64) -> u64 {
 }
 
 async fn until(what: impl Fn() -> bool) {
-    while !what() {
+    for _ in 0..6_000 {
+        if what() {
+            return;
+        }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    panic!("what is waited for does not happen");
 }
 
 #[tokio::test(flavor = "multi_thread")]
