@@ -197,10 +197,8 @@ fn the_usual_tools_work_on_it() {
     sh(
         "tar -C $M -Scf $T/all.tar made-0 && mkdir $T/untarred && tar -C $T/untarred -xf $T/all.tar && diff -r $T/untarred/made-0 $M/made-0",
     );
-    sh(
-        "tail -c 100 $M/made-0/00000000000000000000.log | cmp - <(tail -c 100 $L/made-0/00000000000000000000.log) 2>/dev/null || \
-        { tail -c 100 $M/made-0/00000000000000000000.log > $T/a; tail -c 100 $L/made-0/00000000000000000000.log > $T/b; cmp $T/a $T/b; }",
-    );
+    sh("tail -c 100 $M/made-0/00000000000000000000.log > $T/tail");
+    sh("tail -c 100 $L/made-0/00000000000000000000.log | cmp - $T/tail");
     sh("du -s $M >/dev/null && stat -f $M >/dev/null");
     // The endless file is the segments one after the other.
     sh("cat $M/.everlog/stream/made-0.log | cmp - $T/all");
