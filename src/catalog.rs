@@ -157,7 +157,8 @@ impl Catalog {
     }
 
     fn remove_orphan_overlays(&self) -> io::Result<()> {
-        let broken = |(_, log): &(String, Arc<LogFile>)| matches!(log.content(), Content::Broken(_));
+        let broken =
+            |(_, log): &(String, Arc<LogFile>)| matches!(log.content(), Content::Broken(_));
         if self.dirs().iter().flat_map(|d| d.all_logs()).any(|log| broken(&log)) {
             return Ok(());
         }

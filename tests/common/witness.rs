@@ -34,10 +34,10 @@ fn look(hot: &Path, held: &mut Held) {
             let path: PathBuf = entry.path();
             let Some(base) = base_offset(&name(&path)) else { continue };
             let key = (partition.clone(), base);
-            if let std::collections::btree_map::Entry::Vacant(place) = held.entry(key) {
-                if let Ok(file) = File::open(&path) {
-                    place.insert(file);
-                }
+            if let std::collections::btree_map::Entry::Vacant(place) = held.entry(key)
+                && let Ok(file) = File::open(&path)
+            {
+                place.insert(file);
             }
         }
     }
