@@ -167,7 +167,7 @@ mod tests {
         );
         assert_eq!(
             chain_marker_key(&id, 1_700_000_000_000).as_str(),
-            "chains/a.b-c-3~ZtY-_x0123456789abcdeA~1700000000000"
+            "chains/a.b-c-3/ZtY-_x0123456789abcdeA~1700000000000"
         );
     }
 
@@ -175,7 +175,7 @@ mod tests {
     fn a_chain_marker_reads_back_what_was_written() {
         let id = chain("__odd.name-9");
         assert_eq!(parse_chain_marker(&chain_marker_key(&id, 7)), Some((id, 7)));
-        for bad in ["chains/a-1~x~0000000000007", "other/a", "chains/a-1", "chains/a~b~c~d"] {
+        for bad in ["chains/a-1/x~0000000000007", "other/a", "chains/a-1", "chains/a/b/c~d"] {
             assert_eq!(parse_chain_marker(&ObjectKey(bad.into())), None, "{bad}");
         }
     }
