@@ -18,6 +18,8 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Set;
+import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
 import java.util.concurrent.locks.LockSupport;
 import java.util.zip.CRC32;
@@ -119,7 +121,26 @@ public final class Ledger {
         int size;
         long keys;
         long failed;
+        /** All records of a partition share one payload: cheap to make and to compare, for measuring. */
+        boolean light;
         Account[] accounts;
+
+        private byte[][] templates;
+
+        byte[] value(int partition, long number) {
+            if (!light) {
+                return Ledger.value(seed, partition, number, size);
+            }
+            if (templates == null) {
+                templates = new byte[accounts.length][];
+            }
+            if (templates[partition] == null) {
+                templates[partition] = Ledger.value(seed, partition, 0, size);
+            }
+            byte[] value = templates[partition].clone();
+            ByteBuffer.wrap(value).putLong(8, number);
+            return value;
+        }
 
         static Book load(File file) throws Exception {
             JsonNode root = JSON.readTree(file);
@@ -129,6 +150,7 @@ public final class Ledger {
             book.size = root.get("size").asInt();
             book.keys = root.get("keys").asLong();
             book.failed = root.get("failed").asLong();
+            book.light = root.get("light").asBoolean();
             JsonNode partitions = root.get("partitions");
             book.accounts = new Account[partitions.size()];
             for (JsonNode node : partitions) {
@@ -147,7 +169,7 @@ public final class Ledger {
 
         void save(File file) throws Exception {
             ObjectNode root = JSON.createObjectNode();
-            root.put("topic", topic).put("seed", seed).put("size", size).put("keys", keys).put("failed", failed);
+            root.put("topic", topic).put("seed", seed).put("size", size).put("keys", keys).put("failed", failed).put("light", light);
             ArrayNode partitions = root.putArray("partitions");
             for (int p = 0; p < accounts.length; p++) {
                 Account account = accounts[p];
@@ -178,6 +200,7 @@ public final class Ledger {
             book.seed = args.number("seed", 1);
             book.size = (int) args.number("size", 1000);
             book.keys = args.number("keys", 0);
+            book.light = args.flag("light");
             book.accounts = new Account[(int) args.number("partitions", 1)];
             Arrays.setAll(book.accounts, p -> new Account());
         }
@@ -196,10 +219,12 @@ public final class Ledger {
         p.put("max.block.ms", args.text("delivery-timeout-ms", "120000"));
         long records = args.number("records", 1000);
         long rate = args.number("rate", 0);
+        long unmeasured = args.number("unmeasured", 0);
         long stopAfterFailures = args.number("stop-after-failures", Long.MAX_VALUE);
         int[] latencies = new int[(int) Math.min(records, 20_000_000)];
-        java.util.concurrent.atomic.AtomicInteger done = new java.util.concurrent.atomic.AtomicInteger();
-        java.util.concurrent.atomic.AtomicLong failures = new java.util.concurrent.atomic.AtomicLong();
+        AtomicInteger done = new AtomicInteger();
+        AtomicInteger measured = new AtomicInteger();
+        AtomicLong failures = new AtomicLong();
         AtomicReference<Exception> firstFailure = new AtomicReference<>();
         long before = Arrays.stream(book.accounts).mapToLong(a -> a.valueBytes).sum();
         long start = System.nanoTime();
@@ -209,17 +234,19 @@ public final class Ledger {
                 int partition = (int) (i % book.accounts.length);
                 Account account = book.accounts[partition];
                 long number = account.next++;
-                byte[] value = value(book.seed, partition, number, book.size);
+                byte[] value = book.value(partition, number);
                 byte[] key = book.keys > 0 ? ByteBuffer.allocate(8).putLong(number % book.keys).array() : null;
                 long sent = System.nanoTime();
+                boolean timed = i >= unmeasured;
                 producer.send(new ProducerRecord<>(book.topic, partition, key, value), (meta, error) -> {
                     if (error != null) {
                         failures.incrementAndGet();
                         firstFailure.compareAndSet(null, error);
                         return;
                     }
-                    account.add(number, meta.offset(), crc32(value), value.length);
-                    int at = done.getAndIncrement();
+                    account.add(number, meta.offset(), book.light ? 0 : crc32(value), value.length);
+                    done.incrementAndGet();
+                    int at = timed ? measured.getAndIncrement() : latencies.length;
                     if (at < latencies.length) {
                         latencies[at] = (int) ((System.nanoTime() - sent) / 1000);
                     }
@@ -241,7 +268,7 @@ public final class Ledger {
         book.failed += failures.get();
         book.save(file);
         long bytes = Arrays.stream(book.accounts).mapToLong(a -> a.valueBytes).sum() - before;
-        int count = Math.min(done.get(), latencies.length);
+        int count = Math.min(measured.get(), latencies.length);
         Arrays.sort(latencies, 0, count);
         ObjectNode out = JSON.createObjectNode();
         out.put("acknowledged", done.get()).put("failed", failures.get()).put("bytes", bytes).put("seconds", seconds);
@@ -316,7 +343,7 @@ public final class Ledger {
             if (number <= lastNumber) {
                 throw new Failed(where + ": record " + number + " after record " + lastNumber + (seen.get((int) number) ? " (a second time)" : ""));
             }
-            if (!light && !Arrays.equals(value, value(book.seed, partition, number, book.size))) {
+            if (!light && !Arrays.equals(value, book.value(partition, number))) {
                 throw new Failed(where + ": the bytes of record " + number + " are not those that were sent");
             }
             lastNumber = number;
@@ -435,7 +462,7 @@ public final class Ledger {
             for (long[] run : book.accounts[partition].runs) {
                 for (long number = run[0]; number <= run[1] && run[2] + (number - run[0]) < end; number++) {
                     records++;
-                    sum += crc32(value(book.seed, partition, number, book.size));
+                    sum += crc32(book.value(partition, number));
                 }
             }
         }
