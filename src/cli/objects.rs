@@ -25,14 +25,15 @@ pub enum Answer {
 pub async fn ask(store: &Store) -> Result<Answer, CliError> {
     match store::read_identity(store).await {
         Ok(identity) => Ok(Answer::Works(identity)),
-        Err(IdentityError::Store(e)) => Ok(Answer::Away(e.to_string())),
+        Err(IdentityError::Store(e)) => Ok(Answer::Away(format!("store {}: {e}", store.url()))),
         Err(e) => Err(e.into()),
     }
 }
 
 /// The whole check of a store that is used for the first time.
 pub async fn probe(store: &Store) -> Result<Option<StoreIdentity>, CliError> {
-    store::probe(store).await?;
+    let named = |e| CliError::failed(format!("store {}: {e}", store.url()));
+    store::probe(store).await.map_err(named)?;
     match ask(store).await? {
         Answer::Works(identity) => Ok(identity),
         Answer::Away(why) => Err(CliError::failed(why)),

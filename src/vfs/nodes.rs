@@ -35,8 +35,8 @@ pub struct Node {
     kind: RwLock<NodeKind>,
     /// Open descriptors.
     pub opens: AtomicU32,
-    /// The most recently opened local file: answers `stat` once the name is gone.
-    file: Mutex<Weak<File>>,
+    /// The open local files: any of them answers `stat` once the name is gone.
+    files: Mutex<Vec<Weak<File>>>,
 }
 
 impl Node {
@@ -57,13 +57,15 @@ impl Node {
 
     /// Remembers an open file.
     pub fn set_file(&self, file: &Arc<File>) {
-        *self.file.lock() = Arc::downgrade(file);
+        let mut files = self.files.lock();
+        files.retain(|f| f.strong_count() > 0);
+        files.push(Arc::downgrade(file));
     }
 
     /// An open file of it, if there is one.
     #[must_use]
     pub fn file(&self) -> Option<Arc<File>> {
-        self.file.lock().upgrade()
+        self.files.lock().iter().find_map(Weak::upgrade)
     }
 }
 
@@ -93,8 +95,8 @@ pub struct Nodes {
 }
 
 fn new_node(ino: u64, kind: NodeKind) -> Arc<Node> {
-    let (kind, file) = (RwLock::new(kind), Mutex::default());
-    Arc::new(Node { ino, kind, opens: AtomicU32::new(0), file })
+    let (kind, files) = (RwLock::new(kind), Mutex::default());
+    Arc::new(Node { ino, kind, opens: AtomicU32::new(0), files })
 }
 
 impl Table {
