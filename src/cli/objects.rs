@@ -13,6 +13,17 @@ pub fn store(args: &StoreArgs) -> Result<Store, CliError> {
     Ok(Store::open(&url, options)?)
 }
 
+/// Where the store is, for messages.
+fn place(store: &Store) -> String {
+    let url = store.url().to_string();
+    let endpoint =
+        ["AWS_ENDPOINT_URL", "AWS_ENDPOINT"].into_iter().find_map(|v| std::env::var(v).ok());
+    match endpoint {
+        Some(endpoint) if url.starts_with("s3://") => format!("{url} at {endpoint}"),
+        _ => url,
+    }
+}
+
 /// What the store answered about itself.
 pub enum Answer {
     /// It works; its identity, if it has been used before.
@@ -25,14 +36,14 @@ pub enum Answer {
 pub async fn ask(store: &Store) -> Result<Answer, CliError> {
     match store::read_identity(store).await {
         Ok(identity) => Ok(Answer::Works(identity)),
-        Err(IdentityError::Store(e)) => Ok(Answer::Away(format!("store {}: {e}", store.url()))),
+        Err(IdentityError::Store(e)) => Ok(Answer::Away(format!("store {}: {e}", place(store)))),
         Err(e) => Err(e.into()),
     }
 }
 
 /// The whole check of a store that is used for the first time.
 pub async fn probe(store: &Store) -> Result<Option<StoreIdentity>, CliError> {
-    let named = |e| CliError::failed(format!("store {}: {e}", store.url()));
+    let named = |e| CliError::failed(format!("store {}: {e}", place(store)));
     store::probe(store).await.map_err(named)?;
     match ask(store).await? {
         Answer::Works(identity) => Ok(identity),

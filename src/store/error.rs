@@ -172,7 +172,9 @@ impl Facts {
                         (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
                     .to_owned();
             }
-            StoreErrorKind::Denied => "; check the credentials and their rights on the bucket",
+            StoreErrorKind::Denied => {
+                "; check the credentials (AWS_…, GOOGLE_… or AZURE_… in the environment) and their rights on the bucket"
+            }
             StoreErrorKind::NoBucket => "; create the bucket or correct the store URL",
             StoreErrorKind::Invalid if self.says(REGION) => "; set the region (AWS_REGION)",
             _ => "",
