@@ -78,7 +78,8 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
     let dir = s.mount().path("events-0");
     let all = bases(&dir);
     let objects = object_shas(&s.bucket(), "events-0");
-    let cold = all.iter().filter(|b| !s.hot().join(format!("events-0/{b:020}.log")).exists()).count();
+    let cold =
+        all.iter().filter(|b| !s.hot().join(format!("events-0/{b:020}.log")).exists()).count();
     assert!(cold >= 8 && cold + 3 <= all.len(), "{cold} of {} are cold", all.len());
 
     // Down to two: cold ones and hot ones go.
@@ -89,9 +90,15 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
         unless(logs <= 4 && !left.iter().any(|n| n.ends_with(".deleted")), || format!("{left:?}"))
     });
     let left = bases(&dir);
-    assert!(left[0] > all[cold], "retention removed cold segments only, so this proves less than it says");
+    assert!(
+        left[0] > all[cold],
+        "retention removed cold segments only, so this proves less than it says"
+    );
     let on_disk = files::names(&s.hot().join("events-0"));
-    let older: Vec<_> = on_disk.iter().filter(|n| n.get(..20).and_then(|d| d.parse().ok()).is_some_and(|b: i64| b < left[0])).collect();
+    let older: Vec<_> = on_disk
+        .iter()
+        .filter(|n| n.get(..20).and_then(|d| d.parse().ok()).is_some_and(|b: i64| b < left[0]))
+        .collect();
     // A producer snapshot of the first offset kept may carry an older number for a while; nothing else may.
     assert!(older.iter().all(|n| n.contains(".snapshot")), "{older:?}");
 
@@ -108,7 +115,11 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
     let archive = s.mount().path(".everlog/archive/events-0");
     for (base, sha) in &objects {
         assert_eq!(now.get(base), Some(sha), "the object of {base} changed");
-        assert_eq!(&sha256_file(&archive.join(format!("{base:020}.log"))), sha, "{base} in .everlog/archive");
+        assert_eq!(
+            &sha256_file(&archive.join(format!("{base:020}.log"))),
+            sha,
+            "{base} in .everlog/archive"
+        );
     }
 }
 
@@ -117,7 +128,8 @@ fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successo
     let s = Scenario::start("discard-topic", &[("--hot-bytes", (3 * MIB).to_string())]);
     s.load("gone", 2, 12_000);
     settle(s.mount(), &s.hot(), "gone", &s.bucket(), 3 * MIB);
-    let first_ids: std::collections::BTreeSet<String> = log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
+    let first_ids: std::collections::BTreeSet<String> =
+        log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
     let objects = object_shas(&s.bucket(), "gone-0");
     assert!(objects.len() >= 5);
 
@@ -139,7 +151,8 @@ fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successo
     let ledger = s.load("gone", 2, 6_000);
     settle(s.mount(), &s.hot(), "gone", &s.bucket(), 3 * MIB);
     assert_eq!(ledger.prove(&s.broker)["records"], 6_000);
-    let ids: std::collections::BTreeSet<String> = log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
+    let ids: std::collections::BTreeSet<String> =
+        log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
     assert_eq!(ids.len(), 2, "{ids:?}");
     let old_id = first_ids.first().unwrap();
     let old = s.mount().path(&format!(".everlog/archive/gone-0~{old_id}"));
@@ -156,7 +169,9 @@ fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successo
 fn discard_command(dir: &Path) -> PathBuf {
     let script = dir.join("on-discard");
     let here = dir.display();
-    let text = format!("#!/bin/sh\nif [ -e {here}/agree ]; then tee -a {here}/agreed >/dev/null; else cat >> {here}/refused; exit 1; fi\n");
+    let text = format!(
+        "#!/bin/sh\nif [ -e {here}/agree ]; then tee -a {here}/agreed >/dev/null; else cat >> {here}/refused; exit 1; fi\n"
+    );
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
     script
@@ -164,14 +179,18 @@ fn discard_command(dir: &Path) -> PathBuf {
 
 fn told(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap_or_default();
-    serde_json::Deserializer::from_str(&text).into_iter::<Value>().map(|v| v.expect("the command was given JSON")).collect()
+    serde_json::Deserializer::from_str(&text)
+        .into_iter::<Value>()
+        .map(|v| v.expect("the command was given JSON"))
+        .collect()
 }
 
 #[test]
 fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after() {
     let scratch = Scratch::new("discard-command-script");
     let script = discard_command(scratch.path());
-    let options = [("--hot-bytes", (4 * MIB).to_string()), ("--on-discard", script.display().to_string())];
+    let options =
+        [("--hot-bytes", (4 * MIB).to_string()), ("--on-discard", script.display().to_string())];
     let mut s = Scenario::start("discard-command", &options);
     s.load("audit", 1, 14_000);
     settle(s.mount(), &s.hot(), "audit", &s.bucket(), 4 * MIB);
@@ -184,16 +203,24 @@ fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after(
         let unlinked = !files::names(&dir).iter().any(|n| n.ends_with(".deleted"));
         unless(gone.len() >= 10 && unlinked, || format!("{left:?}")).map(|()| gone)
     });
-    let waiting = |mount: &Mount| mount.status()["spool"]["waiting_for_listener"].as_u64().unwrap_or(0);
+    let waiting =
+        |mount: &Mount| mount.status()["spool"]["waiting_for_listener"].as_u64().unwrap_or(0);
     wait_until("every discarded segment to wait for the command", 60, || {
         let spool = s.mount().status()["spool"].clone();
-        unless(waiting(s.mount()) as usize == discarded.len(), || format!("{spool} of {discarded:?}"))
+        unless(waiting(s.mount()) as usize == discarded.len(), || {
+            format!("{spool} of {discarded:?}")
+        })
     });
     wait_until("the command to be asked and to refuse", 60, || {
-        unless(!told(&scratch.path().join("refused")).is_empty(), || "it was never asked".to_owned())
+        unless(!told(&scratch.path().join("refused")).is_empty(), || {
+            "it was never asked".to_owned()
+        })
     });
     let spooled = files::files_under(&s.scratch.path().join("data/spool"));
-    assert!(spooled.iter().any(|p| files::name(p) == "segment.log"), "no bytes are held: {spooled:?}");
+    assert!(
+        spooled.iter().any(|p| files::name(p) == "segment.log"),
+        "no bytes are held: {spooled:?}"
+    );
 
     s.broker.stop();
     s.mount.take().unwrap().kill9();
@@ -201,7 +228,9 @@ fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after(
     s.broker.start();
     let refused_before = told(&scratch.path().join("refused")).len();
     wait_until("the command to be asked again after the crash", 90, || {
-        unless(told(&scratch.path().join("refused")).len() > refused_before, || format!("{refused_before} times so far"))
+        unless(told(&scratch.path().join("refused")).len() > refused_before, || {
+            format!("{refused_before} times so far")
+        })
     });
     assert_eq!(waiting(s.mount()) as usize, discarded.len());
     assert!(told(&scratch.path().join("agreed")).is_empty());
@@ -209,12 +238,23 @@ fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after(
     std::fs::write(scratch.path().join("agree"), "").unwrap();
     wait_until("everything to be released", 120, || {
         let spool = s.mount().status()["spool"].clone();
-        unless(spool["segments"] == 0 && files::files_under(&s.scratch.path().join("data/spool")).is_empty(), || spool.to_string())
+        unless(
+            spool["segments"] == 0
+                && files::files_under(&s.scratch.path().join("data/spool")).is_empty(),
+            || spool.to_string(),
+        )
     });
     let agreed = told(&scratch.path().join("agreed"));
     for base in &discarded {
-        let said = agreed.iter().find(|v| v["base_offset"] == *base).unwrap_or_else(|| panic!("{base} was never told; {agreed:?}"));
-        assert_eq!((&said["topic"], &said["partition"]), (&Value::from("audit"), &Value::from(0)), "{said}");
+        let said = agreed
+            .iter()
+            .find(|v| v["base_offset"] == *base)
+            .unwrap_or_else(|| panic!("{base} was never told; {agreed:?}"));
+        assert_eq!(
+            (&said["topic"], &said["partition"]),
+            (&Value::from("audit"), &Value::from(0)),
+            "{said}"
+        );
     }
     assert!(bases(&dir)[0] > *discarded.last().unwrap());
 }
@@ -223,12 +263,24 @@ fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after(
 fn a_compacted_topic_is_archived_and_stays_local() {
     let mut s = Scenario::start("discard-compact", &[("--hot-bytes", "1MiB".to_owned())]);
     let ledger = Ledger::new(s.scratch.path(), "state", 1).keys(200);
-    let config = ["segment.bytes=1048576", "cleanup.policy=compact", "min.cleanable.dirty.ratio=0.01", "file.delete.delay.ms=1000"];
+    let config = [
+        "segment.bytes=1048576",
+        "cleanup.policy=compact",
+        "min.cleanable.dirty.ratio=0.01",
+        "file.delete.delay.ms=1000",
+    ];
     ledger.create_topic(&s.broker, &config);
     ledger.produce(&s.broker, 6_000);
     let dir = s.mount().path("state-0");
-    let total = || bases(&dir).iter().map(|b| dir.join(format!("{b:020}.log")).metadata().map_or(0, |m| m.len())).sum::<u64>();
-    wait_until("the cleaner to compact", 90, || unless(total() < 3 * MIB, || format!("{} bytes in {:?}", total(), bases(&dir))));
+    let total = || {
+        bases(&dir)
+            .iter()
+            .map(|b| dir.join(format!("{b:020}.log")).metadata().map_or(0, |m| m.len()))
+            .sum::<u64>()
+    };
+    wait_until("the cleaner to compact", 90, || {
+        unless(total() < 3 * MIB, || format!("{} bytes in {:?}", total(), bases(&dir)))
+    });
     ledger.prove_with(&s.broker, &["--compacted"]);
     wait_until("the compacted segments to be archived", 90, || {
         all_closed_archived(s.mount().point(), "state", &s.bucket())?;
@@ -246,7 +298,8 @@ fn a_compacted_topic_is_archived_and_stays_local() {
         for base in &shown[..shown.len() - 1] {
             let name = format!("{base:020}.log");
             let live = std::fs::read(dir.join(&name)).map_err(|e| e.to_string())?;
-            let kept = std::fs::read(s.mount().path(".everlog/archive/state-0").join(&name)).map_err(|e| format!("{name}: {e}"))?;
+            let kept = std::fs::read(s.mount().path(".everlog/archive/state-0").join(&name))
+                .map_err(|e| format!("{name}: {e}"))?;
             unless(live == kept, || format!("{name} in the archive is another generation"))?;
         }
         Ok(())

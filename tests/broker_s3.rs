@@ -116,12 +116,15 @@ fn a_store_that_hangs_fails_cold_reads_in_time_and_never_with_wrong_bytes() {
         .expect("no segment is cold");
     let path = s.mount().path(&format!("{}/{:020}.log", cold.partition, cold.base));
     s.s3.freeze();
-    let error = std::fs::read(&path).expect_err("a read of a cold segment succeeded with its store frozen");
+    let error =
+        std::fs::read(&path).expect_err("a read of a cold segment succeeded with its store frozen");
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
     // The write path does not wait for the bucket.
     s.ledger.produce(&s.broker, 6_000);
     s.s3.thaw();
-    wait_until("the read to work again", 60, || std::fs::read(&path).map(drop).map_err(|e| e.to_string()));
+    wait_until("the read to work again", 60, || {
+        std::fs::read(&path).map(drop).map_err(|e| e.to_string())
+    });
     assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&cold.path).unwrap());
     s.settle();
     assert_eq!(s.ledger.prove(&s.broker)["records"], 26_000);
@@ -159,7 +162,9 @@ fn what_retention_discards_while_the_store_is_down_is_archived_from_the_spool() 
     s.broker.start();
     wait_until("everything that was ever written to be archived", 120, || {
         let there = log_objects(&s.bucket());
-        let missing = written.iter().find(|(dir, base)| !there.iter().any(|o| &o.partition == dir && o.base == *base));
+        let missing = written
+            .iter()
+            .find(|(dir, base)| !there.iter().any(|o| &o.partition == dir && o.base == *base));
         unless(missing.is_none(), || format!("{missing:?} of {} has no object", written.len()))?;
         let spool = s.mount().status()["spool"].clone();
         unless(spool["segments"] == 0, || spool.to_string())

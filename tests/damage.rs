@@ -24,7 +24,8 @@ impl Made {
     fn start(name: &str) -> (Self, Mount) {
         let scratch = Scratch::new(name);
         let store = scratch.file_store("store");
-        let command = MountCommand::broker(scratch.path(), &store).option("--hot-bytes", 2 * SEGMENT);
+        let command =
+            MountCommand::broker(scratch.path(), &store).option("--hot-bytes", 2 * SEGMENT);
         let mount = command.start();
         for root in [mount.point().to_owned(), scratch.dir("plain")] {
             let mut logs = LogDir::new(&root, CLUSTER_ID);
@@ -41,7 +42,9 @@ impl Made {
         }
         let made = Self { scratch, command };
         settle(&mount, &made.hot(), "made", &made.bucket(), 2 * SEGMENT);
-        wait_until("segments to become cold", 30, || unless(made.cold().len() >= 3, || format!("{:?}", made.cold())));
+        wait_until("segments to become cold", 30, || {
+            unless(made.cold().len() >= 3, || format!("{:?}", made.cold()))
+        });
         (made, mount)
     }
 
@@ -70,7 +73,10 @@ impl Made {
     /// The only file of this kind in the cache that is as long as the segment, or the biggest of its kind.
     fn cache_file(&self, extension: &str) -> PathBuf {
         let all = files::files_under(&self.scratch.path().join("data/cache"));
-        all.into_iter().filter(|p| p.extension().is_some_and(|e| e == extension)).max_by_key(|p| p.metadata().unwrap().len()).unwrap()
+        all.into_iter()
+            .filter(|p| p.extension().is_some_and(|e| e == extension))
+            .max_by_key(|p| p.metadata().unwrap().len())
+            .unwrap()
     }
 }
 
@@ -87,7 +93,8 @@ fn is_eio(outcome: std::io::Result<Vec<u8>>) {
 fn log_names(mount: &Mount, thing: &str) {
     wait_until(&format!("the log to name {thing}"), 10, || {
         let log = mount.log();
-        let named = log.lines().any(|l| (l.contains("WARN") || l.contains("ERROR")) && l.contains(thing));
+        let named =
+            log.lines().any(|l| (l.contains("WARN") || l.contains("ERROR")) && l.contains(thing));
         unless(named, || log)
     });
 }
@@ -105,11 +112,18 @@ fn an_object_with_a_flipped_byte_fails_the_read_and_only_that_one() {
     // Blocks without damage are still served.
     use std::os::unix::fs::FileExt as _;
     let mut head = vec![0; 65_536];
-    std::fs::File::open(mount.path(&log_name(cold[0]))).unwrap().read_exact_at(&mut head, 0).unwrap();
+    std::fs::File::open(mount.path(&log_name(cold[0])))
+        .unwrap()
+        .read_exact_at(&mut head, 0)
+        .unwrap();
     assert_eq!(head, made.plain(cold[0])[..65_536]);
     // The store heals: so does the read.
     flip_byte(&made.object(cold[0]), at);
-    wait_until("the read to heal", 30, || std::fs::read(mount.path(&log_name(cold[0]))).map(|b| assert_eq!(b, made.plain(cold[0]))).map_err(|e| e.to_string()));
+    wait_until("the read to heal", 30, || {
+        std::fs::read(mount.path(&log_name(cold[0])))
+            .map(|b| assert_eq!(b, made.plain(cold[0])))
+            .map_err(|e| e.to_string())
+    });
 }
 
 #[test]
@@ -149,7 +163,11 @@ fn a_flipped_byte_in_a_block_map_is_never_believed() {
         let map = made.cache_file("map");
         flip_byte(&map, at);
         let mount = made.command.start();
-        assert_eq!(std::fs::read(mount.path(&log_name(base))).unwrap(), made.plain(base), "map byte {at}");
+        assert_eq!(
+            std::fs::read(mount.path(&log_name(base))).unwrap(),
+            made.plain(base),
+            "map byte {at}"
+        );
         mount.umount();
     }
 }
@@ -183,7 +201,11 @@ fn a_stub_with_a_flipped_byte_is_rebuilt_or_refused_and_never_believed() {
         flip_byte(&stub(&made.hot(), cold[0]), at);
         let mount = made.command.start();
         let path = mount.path(&log_name(cold[0]));
-        assert_eq!(path.metadata().unwrap().len(), made.plain(cold[0]).len() as u64, "the name stays visible with its size");
+        assert_eq!(
+            path.metadata().unwrap().len(),
+            made.plain(cold[0]).len() as u64,
+            "the name stays visible with its size"
+        );
         assert_eq!(std::fs::read(&path).unwrap(), made.plain(cold[0]), "byte {at}");
         log_names(&mount, &format!("{:020}", cold[0]));
         mount.umount();
@@ -223,10 +245,17 @@ fn a_file_that_is_damaged_before_it_is_archived_is_quarantined_and_later_ones_pr
     assert!(log_objects(&bucket).iter().all(|o| o.base != second));
     let status = wait_until("the quarantine to be visible", 30, || {
         let status = mount.topic_status("made");
-        unless(status["quarantined"][0]["base_offset"] == second, || status.to_string()).map(|()| status)
+        unless(status["quarantined"][0]["base_offset"] == second, || status.to_string())
+            .map(|()| status)
     });
     assert_eq!(status["quarantined"][0]["partition"], 0, "{status}");
-    assert!(status["quarantined"][0]["reason"].as_str().is_some_and(|r| r.contains("CRC")), "{status}");
-    assert!(scratch.path().join("data/hot").join(log_name(second)).exists(), "a quarantined segment left the disk");
+    assert!(
+        status["quarantined"][0]["reason"].as_str().is_some_and(|r| r.contains("CRC")),
+        "{status}"
+    );
+    assert!(
+        scratch.path().join("data/hot").join(log_name(second)).exists(),
+        "a quarantined segment left the disk"
+    );
     log_names(&mount, &format!("{second}"));
 }

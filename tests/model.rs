@@ -53,7 +53,8 @@ impl Run {
         for _ in 0..100 {
             std::thread::sleep(Duration::from_millis(50));
             let objects = log_objects(&self.scratch.path().join("store")).len();
-            let now = (common::archive::hot_log_bytes(&self.scratch.path().join("data/hot")), objects);
+            let now =
+                (common::archive::hot_log_bytes(&self.scratch.path().join("data/hot")), objects);
             calm = if now == last { calm + 1 } else { 0 };
             last = now;
             if calm >= 12 {
@@ -62,14 +63,19 @@ impl Run {
         }
         assert_eq!(world::attributes(&self.mounted.root), before, "tiering changed attributes");
         let stubs = common::files_under(&self.scratch.path().join("data/hot"));
-        self.cold_seen += stubs.iter().filter(|p| p.to_string_lossy().ends_with(".everlog")).count();
+        self.cold_seen +=
+            stubs.iter().filter(|p| p.to_string_lossy().ends_with(".everlog")).count();
     }
 
     fn remount(&mut self, crash: bool) {
         self.mounted.let_go();
         self.plain.let_go();
         let mount = self.mount.take().unwrap();
-        if crash { mount.kill9() } else { mount.umount() }
+        if crash {
+            mount.kill9()
+        } else {
+            mount.umount()
+        }
         self.mount = Some(self.command.start());
         self.mounted.reopen();
         self.plain.reopen();
@@ -98,7 +104,8 @@ impl Run {
     fn compare(&self) {
         let (expected, found) = (tree(&self.plain.root), tree(&self.mounted.root));
         if expected != found {
-            let differs: BTreeMap<_, _> = expected.iter().filter(|(k, v)| found.get(*k) != Some(*v)).collect();
+            let differs: BTreeMap<_, _> =
+                expected.iter().filter(|(k, v)| found.get(*k) != Some(*v)).collect();
             let extra: Vec<_> = found.iter().filter(|(k, _)| !expected.contains_key(*k)).collect();
             panic!("the trees differ; plain has {differs:#?}; only the mount has {extra:#?}");
         }

@@ -18,7 +18,9 @@ pub type Outcome = Result<Vec<u8>, i32>;
 /// In words, long bytes as a digest.
 pub fn show(outcome: &Outcome) -> String {
     match outcome {
-        Ok(bytes) if bytes.len() > 40 => format!("{} bytes with CRC {:08x}", bytes.len(), crc32c::crc32c(bytes)),
+        Ok(bytes) if bytes.len() > 40 => {
+            format!("{} bytes with CRC {:08x}", bytes.len(), crc32c::crc32c(bytes))
+        }
         other => format!("{other:?}"),
     }
 }
@@ -91,7 +93,9 @@ impl World {
     fn try_apply(&mut self, op: &Op) -> io::Result<Vec<u8>> {
         let nothing = Ok(Vec::new());
         match op {
-            Op::Append { partition, records, bytes } => Ok(self.partitions[*partition as usize].append(*records, *bytes)),
+            Op::Append { partition, records, bytes } => {
+                Ok(self.partitions[*partition as usize].append(*records, *bytes))
+            }
             Op::Roll { partition } => self.roll(*partition),
             Op::Checkpoint => {
                 self.logs.checkpoint();
@@ -107,17 +111,27 @@ impl World {
             Op::Unlink { name } => fs::remove_file(self.root.join(name)).and(nothing),
             Op::Read { name, at, len } => read_at(&File::open(self.root.join(name))?, *at, *len),
             Op::MapWrite { name, at, data, sync } => self.map_write(name, *at, data, *sync),
-            Op::Write { name, at, data } => self.open_rw(name)?.write_all_at(data, *at).and(nothing),
-            Op::AppendTo { name, data } => {
-                File::options().append(true).open(self.root.join(name))?.write_all(data).and(nothing)
+            Op::Write { name, at, data } => {
+                self.open_rw(name)?.write_all_at(data, *at).and(nothing)
             }
+            Op::AppendTo { name, data } => File::options()
+                .append(true)
+                .open(self.root.join(name))?
+                .write_all(data)
+                .and(nothing),
             Op::SetLen { name, len } => self.open_rw(name)?.set_len(*len).and(nothing),
             Op::Create { name, exclusive, data } => {
                 let mut options = File::options();
-                let options = if *exclusive { options.create_new(true) } else { options.create(true).truncate(true) };
+                let options = if *exclusive {
+                    options.create_new(true)
+                } else {
+                    options.create(true).truncate(true)
+                };
                 options.write(true).open(self.root.join(name))?.write_all(data).and(nothing)
             }
-            Op::Rename { from, to } => fs::rename(self.root.join(from), self.root.join(to)).and(nothing),
+            Op::Rename { from, to } => {
+                fs::rename(self.root.join(from), self.root.join(to)).and(nothing)
+            }
             Op::CopyAndUnlink { from, to } => {
                 let (from, to) = (self.root.join(from), self.root.join(to));
                 let bytes = fs::read(&from)?;
@@ -138,10 +152,13 @@ impl World {
                 Ok(self.root.join(name).metadata()?.mtime().to_be_bytes().to_vec())
             }
             Op::Chmod { name, mode } => {
-                fs::set_permissions(self.root.join(name), fs::Permissions::from_mode(*mode)).and(nothing)
+                fs::set_permissions(self.root.join(name), fs::Permissions::from_mode(*mode))
+                    .and(nothing)
             }
             Op::DeletePartition { partition } => self.delete_partition(*partition),
-            Op::Hold { .. } | Op::ReadHeld { .. } | Op::WriteHeld { .. } | Op::DropHeld { .. } => self.held_op(op),
+            Op::Hold { .. } | Op::ReadHeld { .. } | Op::WriteHeld { .. } | Op::DropHeld { .. } => {
+                self.held_op(op)
+            }
             Op::Settle | Op::Remount { .. } => unreachable!("not an operation on one side"),
         }
     }
@@ -172,7 +189,9 @@ impl World {
 
     fn roll(&mut self, partition: u32) -> io::Result<Vec<u8>> {
         let log = &mut self.partitions[partition as usize];
-        if log.end() > log.base() && log.dir().join(format!("{:020}.timeindex", log.base())).exists() {
+        if log.end() > log.base()
+            && log.dir().join(format!("{:020}.timeindex", log.base())).exists()
+        {
             // As a broker does, nobody maps the old index any more when it is trimmed.
             self.held.iter_mut().for_each(|h| h.map = None);
             log.roll();
@@ -212,7 +231,8 @@ impl World {
 
     fn delete_partition(&mut self, partition: u32) -> io::Result<Vec<u8>> {
         let dir = self.root.join(format!("made-{partition}"));
-        let renamed = self.root.join(format!("made-{partition}.{:032x}-delete", self.incarnation + 1));
+        let renamed =
+            self.root.join(format!("made-{partition}.{:032x}-delete", self.incarnation + 1));
         fs::rename(&dir, &renamed)?;
         for name in files::names(&renamed) {
             fs::remove_file(renamed.join(name))?;
@@ -264,7 +284,8 @@ pub fn tree(root: &Path) -> BTreeMap<String, String> {
     while let Some(dir) = open.pop() {
         for name in files::names(&dir) {
             let path = dir.join(&name);
-            let meta = path.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let meta =
+                path.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let shown = path.strip_prefix(root).unwrap().display().to_string();
             let mode = meta.mode() & 0o7777;
             if meta.is_dir() {
@@ -272,8 +293,15 @@ pub fn tree(root: &Path) -> BTreeMap<String, String> {
                 open.push(path);
             } else {
                 let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-                assert_eq!(bytes.len() as u64, meta.len(), "{shown} has another length than it says");
-                found.insert(shown, format!("file {mode:o} {} bytes {:08x}", meta.len(), crc32c::crc32c(&bytes)));
+                assert_eq!(
+                    bytes.len() as u64,
+                    meta.len(),
+                    "{shown} has another length than it says"
+                );
+                found.insert(
+                    shown,
+                    format!("file {mode:o} {} bytes {:08x}", meta.len(), crc32c::crc32c(&bytes)),
+                );
             }
         }
     }
@@ -287,7 +315,10 @@ pub fn attributes(root: &Path) -> BTreeMap<String, (u64, i64, i64, u32, u32, u64
         .map(|path| {
             let m = path.metadata().unwrap();
             let shown = path.display().to_string();
-            assert!(m.len() == 0 || m.blocks() > 0 || !shown.ends_with(".log"), "{shown} has bytes and no block");
+            assert!(
+                m.len() == 0 || m.blocks() > 0 || !shown.ends_with(".log"),
+                "{shown} has bytes and no block"
+            );
             (shown, (m.len(), m.mtime(), m.mtime_nsec(), m.uid(), m.gid(), m.nlink()))
         })
         .collect()
