@@ -28,6 +28,13 @@ impl AttrChange {
         stub.mtime_ns = self.mtime_ns.unwrap_or(stub.mtime_ns);
     }
 
+    /// Nothing changes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let owner = self.uid.is_none() && self.gid.is_none();
+        owner && self.mode.is_none() && self.atime_ns.is_none() && self.mtime_ns.is_none()
+    }
+
     /// The times as the kernel takes them; `None`: neither changes.
     #[must_use]
     pub fn timestamps(&self) -> Option<rustix::fs::Timestamps> {

@@ -3,7 +3,7 @@
 //! A broker holds the file open for the segment's life, so the bytes' place belongs to the file,
 //! not to a descriptor: reads and writes ask here each time. Two locks: `place` serialises what
 //! changes names on disk (rename, unlink, evict); `state` guards the in-memory truth and is never held
-//! across a sync, so a read does not wait behind an eviction. Lock order: `place`, then `state`.
+//! across a sync of an eviction, so a read does not wait behind one. Lock order: `place`, then `state`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -212,7 +212,8 @@ impl LogFile {
         match &s.content {
             Content::Hot(Some(file)) => Ok(LogStat::of_metadata(&file.metadata()?)),
             Content::Hot(None) => {
-                Ok(LogStat::of_metadata(&std::fs::symlink_metadata(s.dir.path().join(&s.name))?))
+                let metadata = s.dir.with_path(&s.name, |path| std::fs::symlink_metadata(path))?;
+                Ok(LogStat::of_metadata(&metadata))
             }
             Content::Cold(stub) => Ok(LogStat::of_stub(stub)),
             Content::Overlaid(stub, file) => {
@@ -231,9 +232,10 @@ impl LogFile {
     pub fn open(&self) -> io::Result<()> {
         let mut s = self.state.write();
         match &s.content {
+            Content::Hot(None) if !s.linked => return Err(rustix::io::Errno::STALE.into()),
             Content::Hot(None) => {
-                let path = s.dir.path().join(&s.name);
-                s.content = Content::Hot(Some(Arc::new(open_rw(&path)?)));
+                let file = s.dir.with_path(&s.name, open_rw)?;
+                s.content = Content::Hot(Some(Arc::new(file)));
             }
             Content::Broken(why) => return Err(broken(why)),
             Content::Hot(Some(_)) | Content::Cold(_) | Content::Overlaid(..) => {}
@@ -305,12 +307,10 @@ impl LogFile {
             let s = self.state.read();
             match &s.content {
                 Content::Hot(Some(file)) => {
-                    self.mutations.fetch_add(1, Ordering::AcqRel);
-                    return file.write_all_at(data, offset);
+                    return self.mutating(|| file.write_all_at(data, offset));
                 }
                 Content::Overlaid(stub, file) if !stub.touches(offset, end) => {
-                    self.mutations.fetch_add(1, Ordering::AcqRel);
-                    return file.write_all_at(data, offset);
+                    return self.mutating(|| file.write_all_at(data, offset));
                 }
                 Content::Broken(why) => return Err(broken(why)),
                 Content::Hot(None) | Content::Cold(_) | Content::Overlaid(..) => {}
@@ -318,30 +318,31 @@ impl LogFile {
         }
         let _place = self.place.lock();
         let mut s = self.state.write();
-        self.mutations.fetch_add(1, Ordering::AcqRel);
         let (mut stub, file) = match &s.content {
             Content::Hot(_) => {
-                let file = open_rw(&s.dir.path().join(&s.name))?;
-                return file.write_all_at(data, offset);
+                let file = s.dir.with_path(&s.name, open_rw)?;
+                return self.mutating(|| file.write_all_at(data, offset));
             }
             Content::Cold(stub) => new_overlay(&s, stub)?,
             Content::Overlaid(stub, file) => (stub.as_ref().clone(), file.clone()),
             Content::Broken(why) => return Err(broken(why)),
         };
-        file.write_all_at(data, offset)?;
-        stub.cut(offset, end);
-        set_overlaid(&mut s, stub, file)
+        self.mutating(|| {
+            file.write_all_at(data, offset)?;
+            stub.cut(offset, end);
+            set_overlaid(&mut s, stub, file)
+        })
     }
 
     /// Sets the size. Of a cold file only local metadata changes.
     pub fn truncate(&self, size_bytes: u64) -> io::Result<()> {
         let _place = self.place.lock();
         let mut s = self.state.write();
-        self.mutations.fetch_add(1, Ordering::AcqRel);
         let (mut stub, file) = match &s.content {
-            Content::Hot(Some(file)) => return file.set_len(size_bytes),
+            Content::Hot(Some(file)) => return self.mutating(|| file.set_len(size_bytes)),
             Content::Hot(None) => {
-                return open_rw(&s.dir.path().join(&s.name))?.set_len(size_bytes);
+                let file = s.dir.with_path(&s.name, open_rw)?;
+                return self.mutating(|| file.set_len(size_bytes));
             }
             Content::Cold(stub) if stub.size_bytes == size_bytes => return Ok(()),
             Content::Cold(stub) => new_overlay(&s, stub)?,
@@ -349,10 +350,21 @@ impl LogFile {
             Content::Broken(why) => return Err(broken(why)),
         };
         // The overlay's length is the file's: should we die before the stub is cut, the next mount cuts it.
-        file.set_len(size_bytes)?;
-        stub.cut(size_bytes, u64::MAX);
-        stub.size_bytes = size_bytes;
-        set_overlaid(&mut s, stub, file)
+        self.mutating(|| {
+            file.set_len(size_bytes)?;
+            stub.cut(size_bytes, u64::MAX);
+            stub.size_bytes = size_bytes;
+            set_overlaid(&mut s, stub, file)
+        })
+    }
+
+    /// Counts a change before it begins and after it ended, so that nobody who looks at the bytes in
+    /// between can take what he saw for the file's content.
+    fn mutating<T>(&self, change: impl FnOnce() -> T) -> T {
+        self.mutations.fetch_add(1, Ordering::AcqRel);
+        let done = change();
+        self.mutations.fetch_add(1, Ordering::AcqRel);
+        done
     }
 
     /// Makes local bytes durable. Of a cold file there is nothing to do.
@@ -368,9 +380,13 @@ impl LogFile {
 
     /// Changes mode, owner or times of the file or of what stands for it.
     pub fn set_attr(&self, change: &AttrChange) -> io::Result<()> {
+        if change.is_empty() {
+            return Ok(());
+        }
         let _place = self.place.lock();
         let mut s = self.state.write();
-        let path = s.dir.path().join(&s.name);
+        let dir = s.dir.pin()?;
+        let path = dir.path(&s.name);
         match &s.content {
             Content::Hot(Some(file)) => change.apply_to_file(file),
             Content::Hot(None) => change.apply_to_file(&File::open(&path)?),
@@ -396,8 +412,8 @@ impl LogFile {
     /// Replaces a damaged stub by one that the local manifest proves.
     pub fn repair(&self, stub: Stub) -> io::Result<()> {
         let _place = self.place.lock();
-        let path = self.path();
-        stub.write(&path)?;
+        let (dir, name) = self.place();
+        stub.write(&dir.pin()?.path(&name))?;
         self.state.write().content = Content::Cold(Arc::new(stub));
         Ok(())
     }
@@ -411,7 +427,6 @@ impl LogFile {
         if !archived.compared || !self.is_linked() || !self.is_hot() {
             return Ok(false);
         }
-        let path = self.path();
         let stat = self.stat()?;
         if stat.nlink != 1 || stat.size_bytes != archived.stub.size_bytes {
             return Ok(false);
@@ -419,17 +434,26 @@ impl LogFile {
         let mut stub = archived.stub.clone();
         (stub.mtime_ns, stub.mode, stub.uid, stub.gid) =
             (stat.mtime_ns, stat.mode, stat.uid, stat.gid);
+        // `place` keeps the name; the directory may be renamed while this waits for the disk.
+        let (dir, name) = self.place();
+        let pinned = dir.pin()?;
+        let path = pinned.path(&name);
         stub.write(&path)?;
-        {
+        let before = {
             let mut s = self.state.write();
             if self.mutations() != archived.mutations {
                 drop(s);
                 durable::remove_if_exists(&stub::path_of(&path))?;
                 return Ok(false);
             }
-            s.content = Content::Cold(Arc::new(stub));
+            std::mem::replace(&mut s.content, Content::Cold(Arc::new(stub)))
+        };
+        if let Err(e) = std::fs::remove_file(&path) {
+            // The file is there still, and where both are it wins.
+            self.state.write().content = before;
+            durable::remove_if_exists(&stub::path_of(&path))?;
+            return Err(e);
         }
-        std::fs::remove_file(&path)?;
         Ok(true)
     }
 
@@ -448,7 +472,9 @@ impl LogFile {
         file.set_len(size)?;
         let filled =
             fill(&file, &stub).and_then(|()| copy_gaps(&stub, local.as_deref(), &file, size));
-        let done = filled.and_then(|()| self.install(&staged, file, &stub, before));
+        // Made durable here, where nobody waits for it.
+        let durable = filled.and_then(|()| file.sync_all());
+        let done = durable.and_then(|()| self.install(&staged, file, &stub, before));
         if !matches!(done, Ok(true)) {
             durable::remove_if_exists(&staged)?;
         }
@@ -471,11 +497,12 @@ impl LogFile {
         if self.mutations() != before || !s.linked {
             return Ok(false);
         }
-        let path = s.dir.path().join(&s.name);
+        let pinned = s.dir.pin()?;
+        let path = pinned.path(&s.name);
         std::fs::rename(staged, &path)?;
         s.content = Content::Hot((s.opens > 0).then(|| Arc::new(file)));
         drop(s);
-        durable::sync_dir(&self.place().0.path())?;
+        durable::sync_dir(&pinned.path(""))?;
         durable::remove_if_exists(&stub::path_of(&path))?;
         remove_overlay(&self.overlay_dir(), stub)?;
         Ok(true)
@@ -574,9 +601,10 @@ fn new_overlay(s: &State, stub: &Stub) -> io::Result<(Stub, Arc<File>)> {
 fn set_overlaid(s: &mut State, stub: Stub, file: Arc<File>) -> io::Result<()> {
     file.sync_all()?;
     durable::sync_dir(s.dir.overlay_dir())?;
-    stub.write(&s.dir.path().join(&s.name))?;
+    let written = s.dir.pin().and_then(|dir| stub.write(&dir.path(&s.name)));
+    // Also when it could not be written: the bytes that it gives up are no longer the file's.
     s.content = Content::Overlaid(Arc::new(stub), file);
-    Ok(())
+    written
 }
 
 fn remove_overlay(dir: &Path, stub: &Stub) -> io::Result<()> {

@@ -44,6 +44,18 @@ pub struct PartitionDir {
     pub(super) appeared_at_rewrite: Option<u64>,
 }
 
+/// An open directory; its path leads to it whatever its name is by now.
+#[derive(Debug)]
+pub(super) struct PinnedDir(File);
+
+impl PinnedDir {
+    /// The path of a name in it, good while this lives.
+    pub fn path(&self, name: &str) -> PathBuf {
+        use std::os::fd::AsRawFd as _;
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd())).join(name)
+    }
+}
+
 /// One segment as a plan sees it.
 #[derive(Clone, Debug)]
 pub struct SegmentView {
@@ -97,6 +109,18 @@ impl PartitionDir {
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.hot.join(&self.name.read().0)
+    }
+
+    /// A short look at a path in it; the directory is not renamed meanwhile.
+    pub(super) fn with_path<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
+        let current = self.name.read();
+        look(&self.hot.join(&current.0).join(name))
+    }
+
+    /// A way to it that stays right when it is renamed, for work that takes longer.
+    pub(super) fn pin(&self) -> io::Result<PinnedDir> {
+        let current = self.name.read();
+        Ok(PinnedDir(File::open(self.hot.join(&current.0))?))
     }
 
     pub(super) fn overlay_dir(&self) -> &Path {
@@ -217,8 +241,7 @@ impl PartitionDir {
             log.open()?;
             return Ok(log.clone());
         }
-        let path = self.path().join(name);
-        let file = create_file(&path, mode, owner)?;
+        let file = self.with_path(name, |path| create_file(path, mode, owner))?;
         let log = self.insert(&mut logs, name, Content::Hot(None));
         log.adopt(file);
         self.mark_changed();
@@ -256,32 +279,43 @@ impl PartitionDir {
 
     /// Renames within this directory, over an existing file if there is one, which is returned.
     pub fn rename_log(self: &Arc<Self>, from: &str, to: &str) -> io::Result<Option<Arc<LogFile>>> {
-        let mut logs = self.logs.lock();
-        let log = logs.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
-        if from == to {
-            return Ok(None);
+        loop {
+            let (log, replaced) = {
+                let logs = self.logs.lock();
+                (logs.get(from).cloned().ok_or(io::ErrorKind::NotFound)?, logs.get(to).cloned())
+            };
+            if from == to {
+                return Ok(None);
+            }
+            // Waits for an eviction's sync, so without the map; in the order of ids, so never for each other.
+            let mut both: Vec<&Arc<LogFile>> = std::iter::once(&log).chain(&replaced).collect();
+            both.sort_by_key(|l| l.id);
+            let _places: Vec<_> = both.iter().map(|l| l.lock_place()).collect();
+            let mut logs = self.logs.lock();
+            let same = |name: &str, was: Option<&Arc<LogFile>>| {
+                logs.get(name).map(|l| l.id) == was.map(|l| l.id)
+            };
+            if !same(from, Some(&log)) || !same(to, replaced.as_ref()) {
+                continue;
+            }
+            log.move_to(self, to)?;
+            if let Some(replaced) = &replaced {
+                replaced.replaced_by(&log)?;
+            }
+            logs.remove(from);
+            logs.insert(to.to_owned(), log.clone());
+            self.note_name(to);
+            self.mark_changed();
+            return Ok(replaced.clone());
         }
-        let place = log.lock_place();
-        let replaced = logs.get(to).cloned();
-        let other_place = replaced.as_ref().map(|r| r.lock_place());
-        log.move_to(self, to)?;
-        if let Some(replaced) = &replaced {
-            replaced.replaced_by(&log)?;
-        }
-        drop((place, other_place));
-        logs.remove(from);
-        logs.insert(to.to_owned(), log);
-        self.note_name(to);
-        self.mark_changed();
-        Ok(replaced)
     }
 
     /// Renames an ordinary file from elsewhere to a `.log` of this directory.
     pub fn rename_in(self: &Arc<Self>, from: &Path, to: &str) -> io::Result<Arc<LogFile>> {
-        let mut logs = self.logs.lock();
-        let replaced = logs.get(to).cloned();
+        let replaced = self.log(to);
         let place = replaced.as_ref().map(|r| r.lock_place());
-        std::fs::rename(from, self.path().join(to))?;
+        let mut logs = self.logs.lock();
+        self.with_path(to, |path| std::fs::rename(from, path))?;
         let log = self.insert(&mut logs, to, Content::Hot(None));
         if let Some(replaced) = &replaced {
             replaced.replaced_by(&log)?;
@@ -306,14 +340,18 @@ impl PartitionDir {
         name: &str,
         remove: impl FnOnce(&LogFile) -> io::Result<()>,
     ) -> io::Result<Arc<LogFile>> {
-        let mut logs = self.logs.lock();
-        let log = logs.get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
-        let place = log.lock_place();
-        remove(&log)?;
-        drop(place);
-        logs.remove(name);
-        self.mark_changed();
-        Ok(log)
+        loop {
+            let log = self.logs.lock().get(name).cloned().ok_or(io::ErrorKind::NotFound)?;
+            let _place = log.lock_place();
+            let mut logs = self.logs.lock();
+            if logs.get(name).map(|l| l.id) != Some(log.id) {
+                continue;
+            }
+            remove(&log)?;
+            logs.remove(name);
+            self.mark_changed();
+            return Ok(log.clone());
+        }
     }
 
     pub(super) fn rename_dir(&self, name: (String, PartitionDirName)) -> io::Result<()> {
@@ -343,7 +381,7 @@ pub fn is_log_like(name: &str) -> bool {
 }
 
 fn create_file(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -353,5 +391,7 @@ fn create_file(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<
     if let Some((uid, gid)) = owner {
         std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
     }
+    // The caller's umask was applied by the kernel already; ours must not be.
+    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
     Ok(file)
 }

@@ -15,6 +15,8 @@ use crate::vfs::Vfs;
 
 /// Descriptors asked for, if the hard limit allows: one per open hot `.log` and a few hundred.
 const NOFILE_WANTED: u64 = 1_048_576;
+/// Syncs under way at once; more wait for these.
+const SYNC_THREADS_MAX: usize = 16;
 /// As much as one request can carry.
 const READ_AHEAD_KIB: u32 = 1024;
 /// Threads for syncs, hashing and other blocking work.
@@ -68,6 +70,16 @@ pub fn runtime() -> Result<Runtime, CliError> {
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
 }
 
+/// Threads for the syncs that a broker waits for.
+fn sync_runtime() -> Result<Runtime, CliError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(SYNC_THREADS_MAX)
+        .thread_name("everlog-sync")
+        .build()
+        .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
+}
+
 /// Mounts, says that it serves, serves until it is unmounted.
 pub fn serve(
     vfs: Arc<Vfs>,
@@ -76,12 +88,16 @@ pub fn serve(
     config: &FuseConfig,
     log: &Path,
 ) -> Result<(), CliError> {
-    let session = Session::mount(vfs, runtime.handle().clone(), mountpoint, config)?;
+    let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
+        .map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
+    let syncs = sync_runtime()?;
+    let runtimes = (runtime.handle().clone(), syncs.handle().clone());
+    let session = Session::mount(vfs, runtimes, mountpoint, config)?;
     tracing::info!(mountpoint = %mountpoint.display(), pid = std::process::id(), "mounted");
     if let Err(e) = mountpoint::set_read_ahead(mountpoint, READ_AHEAD_KIB) {
         tracing::info!(error = %e, "the kernel's read-ahead stays as it is");
     }
-    end_on_signal(mountpoint.to_owned())?;
+    end_on_signal(signals, mountpoint.to_owned())?;
     if background::is_child() {
         background::ready(log)
             .map_err(|e| CliError::failed(format!("cannot go to the background: {e}")))?;
@@ -92,9 +108,10 @@ pub fn serve(
 }
 
 /// SIGTERM and SIGINT unmount. While somebody has files open it says who, goes on serving, and tries again.
-fn end_on_signal(mountpoint: PathBuf) -> Result<(), CliError> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])
-        .map_err(|e| CliError::failed(format!("cannot listen for signals: {e}")))?;
+fn end_on_signal(
+    mut signals: signal_hook::iterator::Signals,
+    mountpoint: PathBuf,
+) -> Result<(), CliError> {
     let watch = move || {
         if signals.forever().next().is_none() {
             return;

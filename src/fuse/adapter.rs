@@ -34,6 +34,8 @@ const ARCHIVE_TTL: Duration = Duration::from_secs(1);
 pub struct Adapter {
     vfs: Arc<Vfs>,
     runtime: Runtime,
+    /// Only for syncs: the broker's must not queue behind work that may wait for the store.
+    syncs: Runtime,
     passthrough: Arc<Passthrough>,
     want_passthrough: bool,
 }
@@ -53,8 +55,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Adapter {
-    pub fn new(vfs: Arc<Vfs>, runtime: Runtime, want_passthrough: bool) -> Self {
-        Self { vfs, runtime, passthrough: Arc::default(), want_passthrough }
+    pub fn new(vfs: Arc<Vfs>, runtime: Runtime, syncs: Runtime, want_passthrough: bool) -> Self {
+        Self { vfs, runtime, syncs, passthrough: Arc::default(), want_passthrough }
     }
 
     /// Runs what may wait for the store, then replies.
@@ -393,7 +395,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let vfs = self.vfs.clone();
-        self.runtime.spawn_blocking(move || {
+        self.syncs.spawn_blocking(move || {
             reply_empty(guarded(|| vfs.fsync(fh.0, datasync)), reply);
         });
     }
@@ -455,7 +457,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let vfs = self.vfs.clone();
-        self.runtime.spawn_blocking(move || {
+        self.syncs.spawn_blocking(move || {
             reply_empty(guarded(|| vfs.tree(ino.0)?.sync_dir(ino.0)), reply);
         });
     }

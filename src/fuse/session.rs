@@ -44,10 +44,10 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts.
+    /// Mounts. `runtime` carries what may wait for the store, `syncs` nothing but syncs of local files.
     pub fn mount(
         vfs: Arc<Vfs>,
-        runtime: tokio::runtime::Handle,
+        (runtime, syncs): (tokio::runtime::Handle, tokio::runtime::Handle),
         mountpoint: &Path,
         config: &FuseConfig,
     ) -> Result<Self, MountError> {
@@ -67,7 +67,7 @@ impl Session {
         }
         fuse.n_threads = Some(config.threads);
         fuse.clone_fd = true;
-        let adapter = Adapter::new(vfs, runtime, config.passthrough);
+        let adapter = Adapter::new(vfs, runtime, syncs, config.passthrough);
         let inner = fuser::Session::new(adapter, mountpoint, &fuse).map_err(|source| {
             let remedy = match source.kind() {
                 io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {

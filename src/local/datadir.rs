@@ -113,7 +113,14 @@ impl DataDir {
     fn check_writable(&self) -> Result<(), DataDirError> {
         let path = self.root.join("probe.tmp");
         let tried = std::fs::write(&path, [0u8; 4096]).and_then(|()| std::fs::remove_file(&path));
-        tried.map_err(|e| io_error(&self.root, "write to it", e))
+        match tried {
+            // Evictions make room on a full disk, but only while it is mounted.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull && self.identity_path().exists() => {
+                tracing::warn!(data = %self.root.display(), "the data directory's disk is full");
+                durable::remove_if_exists(&path).map_err(|e| io_error(&path, "remove it", e))
+            }
+            tried => tried.map_err(|e| io_error(&self.root, "write to it", e)),
+        }
     }
 
     /// Whether nothing is there yet, or an empty directory. Changes nothing.

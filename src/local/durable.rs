@@ -12,12 +12,19 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = parent(path)?;
     let mut tmp = path.as_os_str().to_owned();
     tmp.push(TMP_SUFFIX);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&tmp)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    std::fs::rename(&tmp, path)?;
+    let written = write_synced(Path::new(&tmp), bytes).and_then(|()| std::fs::rename(&tmp, path));
+    if let Err(e) = written {
+        // A leftover would keep its directory from ever being removed.
+        remove_if_exists(Path::new(&tmp))?;
+        return Err(e);
+    }
     sync_dir(dir)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Makes the names in `dir` durable.

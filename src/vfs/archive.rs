@@ -105,27 +105,24 @@ impl ArchiveTree {
         Self { index, reader, inodes: Mutex::default() }
     }
 
-    fn ino(&self, place: Place) -> u64 {
+    /// The number of a place, which the kernel is about to learn once more.
+    fn looked_up(&self, place: Place) -> u64 {
         let mut inodes = self.inodes.lock();
-        if let Some(ino) = inodes.by_place.get(&place).copied() {
-            return ino;
-        }
-        inodes.last += 1;
-        let ino = FIRST_DYNAMIC + inodes.last;
-        inodes.by_place.insert(place.clone(), ino);
-        inodes.by_ino.insert(ino, (place, 0));
+        let ino = match inodes.by_place.get(&place).copied() {
+            Some(ino) => ino,
+            None => {
+                inodes.last += 1;
+                let ino = FIRST_DYNAMIC + inodes.last;
+                inodes.by_place.insert(place.clone(), ino);
+                ino
+            }
+        };
+        inodes.by_ino.entry(ino).or_insert((place, 0)).1 += 1;
         ino
     }
 
     fn place(&self, ino: u64) -> Result<Place> {
         self.inodes.lock().by_ino.get(&ino).map(|(p, _)| p.clone()).ok_or(VfsError::NotFound)
-    }
-
-    /// The kernel knows this number once more.
-    fn looked_up(&self, ino: u64) {
-        if let Some((_, lookups)) = self.inodes.lock().by_ino.get_mut(&ino) {
-            *lookups += 1;
-        }
     }
 
     /// The kernel forgot `n` lookups.
@@ -145,14 +142,8 @@ impl ArchiveTree {
         let listing = self.index.list().await?;
         let at = listing.binary_search_by(|n| n.name.as_str().cmp(name));
         let named = at.ok().and_then(|i| listing.get(i)).ok_or(VfsError::NotFound)?;
-        let attr = self.partition_attr(named);
-        self.looked_up(attr.ino);
-        Ok(attr)
-    }
-
-    fn partition_attr(&self, named: &NamedChain) -> Attr {
-        let ino = self.ino(Place::Partition(named.id.clone()));
-        Attr::synthetic(ino, Kind::Dir, 0, named.created_ms * 1_000_000)
+        let ino = self.looked_up(Place::Partition(named.id.clone()));
+        Ok(Attr::synthetic(ino, Kind::Dir, 0, named.created_ms * 1_000_000))
     }
 
     /// A name in a partition's directory.
@@ -160,9 +151,8 @@ impl ArchiveTree {
         let Place::Partition(id) = self.place(dir)? else { return Err(VfsError::NotFound) };
         let chain = self.index.chain(&id).await?;
         let place = place_of(&chain, &id, name).ok_or(VfsError::NotFound)?;
-        let attr = self.attr_of(self.ino(place.clone()), &place, &chain)?;
-        self.looked_up(attr.ino);
-        Ok(attr)
+        let attr = self.attr_of(0, &place, &chain)?;
+        Ok(Attr { ino: self.looked_up(place), ..attr })
     }
 
     fn attr_of(&self, ino: u64, place: &Place, chain: &Chain) -> Result<Attr> {

@@ -281,6 +281,11 @@ async fn read_pieces(
                 let mut buffer = vec![0u8; *len];
                 let n = read_full(file, *at, &mut buffer)?;
                 buffer.truncate(n);
+                if n < *len {
+                    // Truncated meanwhile: the file ends here, whatever was planned behind.
+                    out.extend_from_slice(&buffer);
+                    return Ok(out.freeze());
+                }
                 buffer.into()
             }
         };

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::RwLock;
 use rustix::fs::{AtFlags, CWD, Mode};
 
 use super::attr::{Attr, Kind};
@@ -20,6 +21,7 @@ use crate::catalog::{AttrChange, Catalog, LogFile, PartitionDir, is_log_like};
 use crate::kafka::names;
 use crate::local::{datadir, durable, stub};
 use crate::tier::Tier;
+use std::os::unix::fs::PermissionsExt as _;
 
 type Result<T> = std::result::Result<T, VfsError>;
 
@@ -60,6 +62,9 @@ pub struct LocalTree {
     pub(super) tier: Arc<Tier>,
     pub(super) nodes: Nodes,
     privileged: bool,
+    /// Held by what uses a path while it does; taken whole by what moves an ordinary name or a directory,
+    /// so that the path of an open file is never looked up half-way through a rename.
+    still: RwLock<()>,
 }
 
 /// Where a name is, and what it may be.
@@ -74,7 +79,7 @@ impl LocalTree {
     pub fn new(catalog: Arc<Catalog>, tier: Arc<Tier>) -> Self {
         let nodes = Nodes::new(catalog.hot());
         let privileged = rustix::process::geteuid().is_root();
-        Self { catalog, tier, nodes, privileged }
+        Self { catalog, tier, nodes, privileged, still: RwLock::new(()) }
     }
 
     fn dir_path(&self, ino: u64) -> Result<PathBuf> {
@@ -105,6 +110,7 @@ impl LocalTree {
 
     /// The node and attributes of a name.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attr> {
+        let _still = self.still.read_recursive();
         if is_reserved(parent, name) {
             return Err(VfsError::NotFound);
         }
@@ -129,6 +135,7 @@ impl LocalTree {
 
     /// Attributes of a node, also of one whose name is gone while it is open.
     pub fn getattr(&self, ino: u64) -> Result<Attr> {
+        let _still = self.still.read_recursive();
         let node = self.node(ino)?;
         if let Some(log) = node.log() {
             return Ok(Attr::of_log(ino, &log.stat()?));
@@ -155,6 +162,7 @@ impl LocalTree {
     }
 
     fn setattr_plain(&self, node: &Node, change: &SetAttr) -> Result<()> {
+        let _still = self.still.read_recursive();
         let path = self.nodes.path(node.ino);
         if let Some(size) = change.size_bytes {
             let file = match &path {
@@ -179,6 +187,7 @@ impl LocalTree {
         exclusive: bool,
         caller: Caller,
     ) -> Result<(Arc<Node>, Attr, Option<Arc<File>>)> {
+        let _still = self.still.read_recursive();
         let owner = self.owner_below(parent, caller)?;
         match self.new_spot(parent, name)? {
             Spot::Log(dir, text) => {
@@ -194,6 +203,8 @@ impl LocalTree {
                 let file = match options.clone().create_new(true).open(&path) {
                     Ok(file) => {
                         chown_file(&file, owner)?;
+                        // The caller's umask was applied by the kernel already; ours must not be.
+                        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
                         file
                     }
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !exclusive => {
@@ -212,6 +223,7 @@ impl LocalTree {
 
     /// Opens a regular file. For a plain one the local file is returned.
     pub fn open(&self, ino: u64, write: bool) -> Result<(Arc<Node>, Option<Arc<File>>)> {
+        let _still = self.still.read_recursive();
         let node = self.node(ino)?;
         let file = match node.kind() {
             NodeKind::Log(log) => {
@@ -248,6 +260,7 @@ impl LocalTree {
 
     /// Makes a directory.
     pub fn mkdir(&self, parent: u64, name: &OsStr, mode: u32, caller: Caller) -> Result<Attr> {
+        let _still = self.still.read_recursive();
         if is_reserved(parent, name) {
             return Err(VfsError::Reserved);
         }
@@ -255,6 +268,7 @@ impl LocalTree {
         let path = self.dir_path(parent)?.join(name);
         std::fs::DirBuilder::new().mode(mode & 0o7777).create(&path)?;
         chown_path(&path, owner)?;
+        inherit_and_set_mode(&path, mode)?;
         if parent == ROOT
             && let Some(text) = name.to_str()
         {
@@ -272,6 +286,7 @@ impl LocalTree {
         rdev: u32,
         caller: Caller,
     ) -> Result<Attr> {
+        let _still = self.still.read_recursive();
         let kind = rustix::fs::FileType::from_raw_mode(mode);
         if kind == rustix::fs::FileType::RegularFile {
             let (node, attr, _) = self.create(parent, name, mode & 0o7777, true, caller)?;
@@ -285,6 +300,7 @@ impl LocalTree {
         let perm = Mode::from_raw_mode(mode & 0o7777);
         rustix::fs::mknodat(CWD, &path, kind, perm, rustix::fs::Dev::from(rdev))?;
         chown_path(&path, owner)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o7777))?;
         self.lookup(parent, name)
     }
 
@@ -307,11 +323,13 @@ impl LocalTree {
 
     /// Where a symbolic link leads.
     pub fn readlink(&self, ino: u64) -> Result<PathBuf> {
+        let _still = self.still.read_recursive();
         Ok(std::fs::read_link(self.dir_path(ino)?)?)
     }
 
     /// A second name for an ordinary file. A `.log` has one name.
     pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Attr> {
+        let _still = self.still.read_recursive();
         if self.node(ino)?.log().is_some() {
             return Err(VfsError::NotPermitted);
         }
@@ -331,7 +349,10 @@ impl LocalTree {
             Spot::Log(dir, text) => {
                 self.tier.unlink(&dir, &text)?;
             }
-            Spot::Plain(path) => std::fs::remove_file(path)?,
+            Spot::Plain(path) => {
+                let _still = self.still.read_recursive();
+                std::fs::remove_file(path)?;
+            }
         }
         self.nodes.unlinked(parent, name);
         Ok(())
@@ -339,10 +360,13 @@ impl LocalTree {
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
+        let _still = self.still.read_recursive();
         if is_reserved(parent, name) {
             return Err(VfsError::NotFound);
         }
-        std::fs::remove_dir(self.dir_path(parent)?.join(name))?;
+        let path = self.dir_path(parent)?.join(name);
+        remove_own_leftovers(&path)?;
+        std::fs::remove_dir(path)?;
         if parent == ROOT {
             self.catalog.dir_removed(&name.to_string_lossy());
         }
@@ -375,8 +399,8 @@ impl LocalTree {
             (Spot::Plain(from), Spot::Log(to_dir, to)) => {
                 self.rename_into_partition(parent, name, &from, &to_dir, &to)?;
             }
-            (Spot::Plain(from), Spot::Plain(to)) => {
-                self.rename_plain((parent, name, &from), (new_parent, new_name, &to))?;
+            (Spot::Plain(_), Spot::Plain(_)) => {
+                return self.rename_plain((parent, name), (new_parent, new_name));
             }
         }
         self.nodes.renamed(parent, name, new_parent, new_name);
@@ -411,39 +435,60 @@ impl LocalTree {
         Ok(())
     }
 
-    fn rename_plain(
-        &self,
-        (parent, name, from): (u64, &OsStr, &Path),
-        (new_parent, new_name, to): (u64, &OsStr, &Path),
-    ) -> Result<()> {
-        let partition =
-            if parent == ROOT { name.to_str().and_then(|n| self.catalog.dir(n)) } else { None };
-        let new_text = new_name.to_str().filter(|_| new_parent == ROOT);
-        if let Some(dir) = partition {
-            let Some(new) = new_text.filter(|n| names::parse_dir(n).is_some()) else {
-                return Err(VfsError::CrossDevice);
-            };
-            dir.chain()?;
-            return Ok(self.catalog.rename_dir(&dir.name(), new)?);
-        }
-        std::fs::rename(from, to)?;
-        if let Some(new) = new_text {
-            if to.is_dir() {
-                self.catalog.dir_appeared(new)?;
-            } else if let Err(e) = self.catalog.root_file_replaced(new) {
-                tracing::warn!(error = %e, "a checkpoint of Kafka cannot be read; archiving waits");
+    fn rename_plain(&self, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<()> {
+        let new_text = to.1.to_str().filter(|_| to.0 == ROOT);
+        let is_dir = {
+            let _moving = self.still.write();
+            let is_dir = self.move_plain(from, to, new_text)?;
+            self.nodes.renamed(from.0, from.1, to.0, to.1);
+            is_dir
+        };
+        match new_text {
+            Some(new) if !is_dir => {
+                if let Err(e) = self.catalog.root_file_replaced(new) {
+                    tracing::warn!(error = %e, "a checkpoint of Kafka cannot be read; archiving waits");
+                }
             }
+            _ => {}
         }
-        if new_name == OsStr::new(names::PARTITION_METADATA)
-            && let Some(dir) = self.partition(new_parent)
+        if to.1 == OsStr::new(names::PARTITION_METADATA)
+            && let Some(dir) = self.partition(to.0)
         {
             dir.forget_topic_id();
         }
         Ok(())
     }
 
+    /// Moves it on disk and in the catalogue. Whether it is a directory.
+    fn move_plain(
+        &self,
+        from: (u64, &OsStr),
+        to: (u64, &OsStr),
+        new_text: Option<&str>,
+    ) -> Result<bool> {
+        let old_text = from.1.to_str().filter(|_| from.0 == ROOT);
+        if let Some(dir) = old_text.and_then(|n| self.catalog.dir(n)) {
+            let Some(new) = new_text.filter(|n| names::parse_dir(n).is_some()) else {
+                return Err(VfsError::CrossDevice);
+            };
+            if let Err(e) = dir.chain() {
+                tracing::warn!(error = %e, "the topic id of a renamed partition cannot be read");
+            }
+            self.catalog.rename_dir(&dir.name(), new)?;
+            return Ok(true);
+        }
+        let target = self.dir_path(to.0)?.join(to.1);
+        std::fs::rename(self.dir_path(from.0)?.join(from.1), &target)?;
+        let is_dir = std::fs::symlink_metadata(&target)?.is_dir();
+        if let Some(new) = new_text.filter(|_| is_dir) {
+            self.catalog.dir_appeared(new)?;
+        }
+        Ok(is_dir)
+    }
+
     /// All names of a directory. Stubs show as the files they stand for; Everlog's own names are left out.
     pub fn list(&self, ino: u64) -> Result<Vec<DirEntry>> {
+        let _still = self.still.read_recursive();
         let partition = self.partition(ino);
         let mut out = Vec::new();
         for entry in std::fs::read_dir(self.dir_path(ino)?)? {
@@ -468,7 +513,15 @@ impl LocalTree {
 
     /// Makes a directory's names durable.
     pub fn sync_dir(&self, ino: u64) -> Result<()> {
-        Ok(durable::sync_dir(&self.dir_path(ino)?)?)
+        let dir = {
+            let _still = self.still.read_recursive();
+            match self.nodes.path(ino) {
+                Some(path) => File::open(path)?,
+                // Removed while it was open: there are no names left to keep.
+                None => return Ok(()),
+            }
+        };
+        Ok(dir.sync_all()?)
     }
 
     /// The next data or hole. A cold file is all data.
@@ -519,6 +572,23 @@ impl LocalTree {
 fn is_reserved(parent: u64, name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     name.ends_with(stub::RESERVED_SUFFIX) || (parent == ROOT && name == datadir::SENTINEL)
+}
+
+/// What a crash or a full disk may have left of a stub in a directory that has no segment any more.
+fn remove_own_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().ends_with(durable::TMP_SUFFIX) {
+            durable::remove_if_exists(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory below one with the set-group-id bit has it, too.
+fn inherit_and_set_mode(dir: &Path, mode: u32) -> io::Result<()> {
+    let inherited = std::fs::metadata(dir)?.mode() & 0o2000;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode & 0o7777 | inherited))
 }
 
 fn chown_file(file: &File, owner: Option<(u32, u32)>) -> io::Result<()> {
