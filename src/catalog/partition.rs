@@ -225,6 +225,26 @@ impl PartitionDir {
         self.logs.lock().keys().filter_map(|n| plain_log_base(n)).any(|b| b < base_offset)
     }
 
+    /// The `.log`-like names that tell why a segment goes: one lower segment that still has its plain name, the
+    /// cleaner's files up to this base, all names of this base, and the next one above it. Clones no other.
+    #[must_use]
+    pub fn neighbours(&self, base_offset: i64) -> Vec<String> {
+        let own = format!("{base_offset:020}");
+        let above = format!("{:020}", base_offset.saturating_add(1));
+        let logs = self.logs.lock();
+        let mut survivor = false;
+        let telling = |name: &&String| {
+            let plain = name.ends_with(".log");
+            !name.ends_with(".deleted") && !(plain && std::mem::replace(&mut survivor, true))
+        };
+        let mut names: Vec<String> =
+            logs.range(..own.clone()).map(|(n, _)| n).filter(telling).cloned().collect();
+        names.extend(logs.range(own..above.clone()).map(|(n, _)| n.clone()));
+        let is_next = |n: &&String| n.ends_with(".log") || n.ends_with(".deleted");
+        names.extend(logs.range(above..).map(|(n, _)| n).find(is_next).cloned());
+        names
+    }
+
     /// Opens or creates a `.log`-like file and counts the descriptor.
     pub fn create_log(
         self: &Arc<Self>,

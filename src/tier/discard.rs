@@ -46,8 +46,8 @@ impl Tier {
     }
 
     fn fate_of(&self, dir: &PartitionDir, name: &str, base_offset: i64) -> FateNote {
-        let logs = dir.all_logs();
-        let others = logs.iter().map(|(n, _)| n.as_str()).filter(|n| *n != name);
+        let neighbours = dir.neighbours(base_offset);
+        let others = neighbours.iter().map(String::as_str).filter(|n| *n != name);
         fate::of_deleted(base_offset, others, self.catalog.is_compacted(dir))
     }
 
@@ -79,20 +79,27 @@ impl Tier {
     ) -> Option<(LogName, Owed)> {
         let parsed = names::parse_file(name)?;
         let content = log.content();
-        if self.config.stock || matches!(content, Content::Overlaid(..) | Content::Broken(_)) {
+        if self.config.stock || matches!(content, Content::Broken(_)) {
             return None;
         }
         let dir_name = dir.parsed();
         let noted = self.fates.lock().get(&log.id).copied();
         let note = (parsed.suffix == Suffix::Deleted)
             .then(|| noted.unwrap_or_else(|| self.fate_of(dir, name, parsed.base_offset)));
+        // Taken for archived by size and time alone is not archived: the spool compares and adopts it. But
+        // where the archive ends was committed once, whatever a checkpoint says by now.
+        let archived = log.archived();
+        let presumed_end = archived.as_ref().and_then(|a| {
+            let chain = self.chains.view(&a.stub.chain())?;
+            chain.find(parsed.base_offset).map(|s| s.end_offset)
+        });
         let facts = DiscardFacts {
             dir: dir_name.kind,
             suffix: parsed.suffix,
             note,
             base_offset: parsed.base_offset,
-            committed: self.catalog.committed_offset(dir),
-            archived: matches!(content, Content::Cold(_)) || log.archived().is_some(),
+            committed: self.catalog.committed_offset(dir).max(presumed_end),
+            archived: matches!(content, Content::Cold(_)) || archived.is_some_and(|a| a.compared),
             compacted: self.catalog.is_compacted(dir),
             empty: log.stat().is_ok_and(|s| s.size_bytes == 0),
             archiving: self.config.includes(dir.tp().topic()),
@@ -116,14 +123,22 @@ impl Tier {
     ) -> io::Result<Arc<LogFile>> {
         let made =
             self.describe_discard(dir, log, parsed, owed).and_then(|doc| self.spool.create(doc));
-        let (entry, dirty) = match made {
+        let (mut entry, mut dirty) = match made {
             Ok(made) => made,
             Err(error) => return self.give_up(dir, name, log, &error),
         };
         link_side_files(&dir.path(), parsed.base_offset, &entry);
         let moved = match dir.remove_log_into(name, &entry.log()) {
+            // Half of it is archived and half is local: there is no one file to keep.
+            Err(error) if owed.archive && matches!(log.content(), Content::Overlaid(..)) => {
+                Err(error)
+            }
             // Evicted before we got to it, or cold all along: there are no local bytes to keep.
-            Err(_) if !log.is_hot() => dir.remove_log(name),
+            Err(_) if !log.is_hot() => {
+                dirty |= entry.doc.archive_wanted;
+                entry.doc.archive_wanted = false;
+                dir.remove_log(name)
+            }
             other => other,
         };
         match moved {
@@ -191,7 +206,9 @@ impl Tier {
             archive_wanted: owed.archive,
             listener_wanted: owed.listener,
             discarded_ms: self.clock.now_ms(),
-            upload_id: stub.and_then(|s| s.extents.first().map(|e| e.upload_id.clone())),
+            upload_id: stub
+                .filter(|_| !owed.archive)
+                .and_then(|s| s.extents.first().map(|e| e.upload_id.clone())),
             compacted: self.catalog.is_compacted(dir),
         })
     }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::Tier;
 use super::archive::Done;
+use super::backoff::Backoffs;
 use super::error::TierError;
 use super::identity::needs_operator;
 use super::listener::RUNS_MAX;
@@ -24,9 +25,14 @@ use crate::local::spool::SpoolEntry;
 use crate::types::ChainId;
 
 const TICK: Duration = Duration::from_millis(200);
+/// Not more often than this, whatever wakes the loop.
+const TICK_MIN: Duration = Duration::from_millis(20);
 const EVICT_EVERY_MS: u64 = 1_000;
 const EVICT_WHEN_IDLE_EVERY_MS: u64 = 5_000;
 const HYDRATE_EVERY_MS: u64 = 5_000;
+const HYDRATE_BACKOFF_MAX_MS: u64 = 300_000;
+const SWEEP_BACKOFF_MIN_MS: u64 = 2_000;
+const SWEEP_BACKOFF_MAX_MS: u64 = 30_000;
 /// Work off the runtime cannot be dropped, only asked to stop.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 /// Everything is looked at this often, whatever was said to have changed.
@@ -34,18 +40,26 @@ const LOOK_AT_ALL_EVERY_MS: u64 = 30_000;
 
 /// How work in the background ended.
 enum End {
-    Job { job: Box<Job>, result: Result<Done, TierError> },
-    Asked { entry: SpoolEntry, agreed: bool },
+    Job {
+        job: Box<Job>,
+        result: Result<Done, TierError>,
+    },
+    Asked {
+        entry: SpoolEntry,
+        agreed: bool,
+    },
     Evicted(std::io::Result<u64>),
     Swept(std::io::Result<()>),
-    Hydrated,
+    /// Files by id and name, with the reason where it failed.
+    Hydrated(Vec<(u64, Option<String>)>),
 }
 
 /// What fails on local disk at the moment, besides chains.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Failing {
     eviction: bool,
     spool: bool,
+    hydration: HashSet<u64>,
 }
 
 /// The loop's own memory.
@@ -59,6 +73,8 @@ struct Engine {
     sweeping: bool,
     hydrating: bool,
     failing: Failing,
+    sweep_pause: Backoffs<()>,
+    hydrate_pauses: Backoffs<u64>,
     /// Something changed that an eviction may follow from.
     evict_soon: bool,
     evicted_at_ms: u64,
@@ -77,6 +93,7 @@ impl Tier {
         let mut engine = Engine::new(self.clone());
         loop {
             engine.tick();
+            let next_tick = tokio::time::Instant::now() + TICK_MIN;
             tokio::select! {
                 stopped = shutdown.wait_for(|stop| *stop) => {
                     if let Err(error) = stopped {
@@ -87,6 +104,9 @@ impl Tier {
                 Some(ended) = engine.work.join_next() => engine.ended(ended),
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(TICK) => {}
+            }
+            if tokio::time::timeout_at(next_tick, shutdown.wait_for(|stop| *stop)).await.is_ok() {
+                break;
             }
             while let Some(ended) = engine.work.try_join_next() {
                 engine.ended(ended);
@@ -111,6 +131,8 @@ impl Engine {
             sweeping: false,
             hydrating: false,
             failing: Failing::default(),
+            sweep_pause: Backoffs::new(SWEEP_BACKOFF_MIN_MS, SWEEP_BACKOFF_MAX_MS),
+            hydrate_pauses: Backoffs::new(HYDRATE_EVERY_MS, HYDRATE_BACKOFF_MAX_MS),
             evict_soon: true,
             evicted_at_ms: 0,
             hydrated_at_ms: 0,
@@ -124,7 +146,7 @@ impl Engine {
         self.start_spooled(now_ms);
         self.start_pending(now_ms);
         self.start_listeners(now_ms);
-        self.start_sweep();
+        self.start_sweep(now_ms);
         self.start_eviction(now_ms);
         self.start_hydration(now_ms);
     }
@@ -232,8 +254,9 @@ impl Engine {
         }
     }
 
-    fn start_sweep(&mut self) {
-        if self.sweeping || !self.tier.spool.is_dirty() {
+    fn start_sweep(&mut self, now_ms: u64) {
+        let due = self.sweep_pause.is_due(&(), now_ms);
+        if self.sweeping || !due || !self.tier.spool.is_dirty() {
             return;
         }
         self.sweeping = true;
@@ -258,22 +281,32 @@ impl Engine {
             return;
         }
         self.hydrated_at_ms = now_ms;
-        let waiting = self.tier.to_hydrate();
+        let mut waiting = self.tier.to_hydrate();
+        let ids: HashSet<u64> = waiting.iter().map(|log| log.id).collect();
+        let pauses = &self.hydrate_pauses;
+        self.failing.hydration.retain(|id| {
+            let waits = ids.contains(id);
+            if !waits {
+                pauses.succeeded(id);
+            }
+            waits
+        });
+        waiting.retain(|log| pauses.is_due(&log.id, now_ms));
         if waiting.is_empty() {
             return;
         }
         self.hydrating = true;
         let (tier, runtime) = (self.tier.clone(), tokio::runtime::Handle::current());
         self.work.spawn_blocking(move || {
+            let mut ends = Vec::new();
             for log in waiting {
                 if tier.is_stopping() {
                     break;
                 }
-                if let Err(error) = tier.hydrate_one(&log, &runtime) {
-                    tracing::warn!(file = %log.label(), %error, "not whole yet");
-                }
+                let failed = tier.hydrate_one(&log, &runtime).err();
+                ends.push((log.id, failed.map(|e| format!("{}: {e}", log.label()))));
             }
-            End::Hydrated
+            End::Hydrated(ends)
         });
     }
 
@@ -286,15 +319,33 @@ impl Engine {
             }
             Ok(End::Evicted(result)) => {
                 self.evicting = false;
-                self.failing.eviction = result.is_err();
+                if let Err(error) = &result
+                    && !self.failing.eviction
+                    && !self.tier.is_stopping()
+                {
+                    tracing::error!(%error, "eviction fails");
+                }
+                // A file that waits after a failure has not been evicted either.
+                self.failing.eviction = result.is_err() || self.tier.sizes.evict_pauses.any();
                 self.local_work_ended("eviction", result.map(drop), now_ms);
             }
             Ok(End::Swept(result)) => {
                 self.sweeping = false;
                 self.failing.spool = result.is_err();
+                if let Err(error) = &result {
+                    // Once when it begins: on a full disk it fails for as long as the disk is full.
+                    if self.sweep_pause.failed(&(), now_ms) == 1 {
+                        tracing::error!(%error, "the spool cannot be written");
+                    }
+                } else {
+                    self.sweep_pause.succeeded(&());
+                }
                 self.local_work_ended("spool", result, now_ms);
             }
-            Ok(End::Hydrated) => self.hydrating = false,
+            Ok(End::Hydrated(ends)) => {
+                self.hydrating = false;
+                self.hydrated(ends, now_ms);
+            }
             Err(error) => {
                 // Only work that runs off the runtime can end so, and only by a defect.
                 (self.evicting, self.sweeping, self.hydrating) = (false, false, false);
@@ -307,12 +358,34 @@ impl Engine {
         match result {
             Ok(()) => self.clear_if_all_works(),
             Err(_) if self.tier.is_stopping() => {}
-            Err(error) => self.complain(now_ms, format!("{what}: {error}")),
+            // Logged where it failed.
+            Err(error) => self.tier.last_error.set(now_ms, format!("{what}: {error}")),
         }
     }
 
+    fn hydrated(&mut self, ends: Vec<(u64, Option<String>)>, now_ms: u64) {
+        for (id, failed) in ends {
+            let Some(what) = failed else {
+                self.failing.hydration.remove(&id);
+                self.hydrate_pauses.succeeded(&id);
+                continue;
+            };
+            if self.tier.is_stopping() {
+                continue;
+            }
+            self.failing.hydration.insert(id);
+            let failures = self.hydrate_pauses.failed(&id, now_ms);
+            if failures == 1 || failures.is_multiple_of(20) {
+                tracing::warn!(failures, "not whole yet: {what}");
+            }
+            self.tier.last_error.set(now_ms, format!("hydration: {what}"));
+        }
+        self.clear_if_all_works();
+    }
+
     fn clear_if_all_works(&self) {
-        let local = self.failing.eviction || self.failing.spool;
+        let failing = &self.failing;
+        let local = failing.eviction || failing.spool || !failing.hydration.is_empty();
         if !local && !self.tier.backoffs.any() {
             self.tier.last_error.clear();
         }
@@ -371,6 +444,8 @@ impl Tier {
     pub(super) fn settle_spooled(&self, job: &Job, done: &Done) {
         let Source::Spooled(entry) = &job.source else { return };
         match done {
+            // It changed while it was read; what is still there is tried again.
+            Done::Gone if entry.log().try_exists().unwrap_or(true) => {}
             Done::Gone => {
                 self.counters.lost_discards.raise();
                 tracing::error!(entry = %entry.path.display(), "the bytes of a spool entry are gone");

@@ -24,22 +24,25 @@ pub(super) struct Budget {
     pub now_ns: u64,
 }
 
-/// The keys to release, in order.
-pub(super) fn choose<K>(mut candidates: Vec<Candidate<K>>, budget: &Budget) -> Vec<K> {
+/// The order in which they are looked at.
+pub(super) fn oldest_first<K>(candidates: &mut [Candidate<K>]) {
     candidates.sort_by_key(|c| (c.mtime_ns, c.base_offset));
-    let mut excess = budget.hot_bytes_max.map_or(0, |max| budget.hot_bytes_now.saturating_sub(max));
-    let too_old = |c: &Candidate<K>| {
-        budget.age_ns_max.is_some_and(|max| budget.now_ns.saturating_sub(c.mtime_ns) > max)
-    };
-    let mut chosen = Vec::new();
-    for candidate in candidates {
-        if candidate.size_bytes == 0 || (excess == 0 && !too_old(&candidate)) {
-            continue;
-        }
-        excess = excess.saturating_sub(candidate.size_bytes);
-        chosen.push(candidate.key);
+}
+
+impl Budget {
+    /// Whether this one is released next. What was really released is to be told to [`Self::released`];
+    /// what could not be does not count.
+    pub fn wants<K>(&self, candidate: &Candidate<K>) -> bool {
+        let excess = self.hot_bytes_max.is_some_and(|max| self.hot_bytes_now > max);
+        let age_ns = self.now_ns.saturating_sub(candidate.mtime_ns);
+        let too_old = self.age_ns_max.is_some_and(|max| age_ns > max);
+        candidate.size_bytes > 0 && (excess || too_old)
     }
-    chosen
+
+    /// So many bytes less are in `hot/`.
+    pub fn released(&mut self, size_bytes: u64) {
+        self.hot_bytes_now = self.hot_bytes_now.saturating_sub(size_bytes);
+    }
 }
 
 /// What decides whether a segment's bytes may go at all (law 3).
@@ -82,6 +85,18 @@ mod tests {
 
     fn budget(now: u64, max: Option<u64>, age: Option<u64>) -> Budget {
         Budget { hot_bytes_now: now, hot_bytes_max: max, age_ns_max: age, now_ns: 1000 }
+    }
+
+    fn choose(mut candidates: Vec<Candidate<&'static str>>, budget: &Budget) -> Vec<&'static str> {
+        oldest_first(&mut candidates);
+        let (mut budget, mut chosen) = (*budget, Vec::new());
+        for candidate in candidates {
+            if budget.wants(&candidate) {
+                budget.released(candidate.size_bytes);
+                chosen.push(candidate.key);
+            }
+        }
+        chosen
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Tier;
-use super::evict::{Budget, Candidate, Safety, choose, may_go};
+use super::evict::{Budget, Candidate, Safety, may_go, oldest_first};
 use super::prepare::hash_file;
 use crate::catalog::{Archived, LogFile, PartitionDir};
 use crate::kafka::names::DirKind;
@@ -18,29 +18,53 @@ impl Tier {
     }
 
     /// One round: releases what the limits ask for and the laws allow. Blocking. Returns how many files.
+    /// A file that fails is left alone for a while and stops no other; the first error is the result.
     pub(super) fn evict_round(&self) -> io::Result<u64> {
         if !self.evicts() {
             return Ok(0);
         }
-        let (hot_bytes_now, candidates) = self.look_for_candidates();
-        let budget = Budget {
+        let (hot_bytes_now, mut candidates) = self.look_for_candidates();
+        let mut budget = Budget {
             hot_bytes_now,
             hot_bytes_max: self.config.hot_bytes,
             age_ns_max: self.config.hot_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
             now_ns: self.clock.now_ns(),
         };
-        let chosen = choose(candidates, &budget);
-        if !chosen.is_empty() {
-            self.catalog.ensure_sentinel()?;
-        }
-        let mut evicted = 0;
-        for log in chosen {
+        oldest_first(&mut candidates);
+        let (mut evicted, mut failed, mut begun) = (0, Ok(()), false);
+        for candidate in candidates {
             if self.is_stopping() {
                 break;
             }
-            evicted += u64::from(self.evict_one(&log)?);
+            let log = &candidate.key;
+            let paused = !self.sizes.evict_pauses.is_due(&log.id, self.clock.now_ms());
+            if paused || !budget.wants(&candidate) {
+                continue;
+            }
+            if !begun {
+                self.catalog.ensure_sentinel()?;
+                begun = true;
+            }
+            match self.evict_one(log) {
+                Ok(true) => {
+                    budget.released(candidate.size_bytes);
+                    evicted += 1;
+                }
+                Ok(false) => {}
+                Err(_) if self.is_stopping() => break,
+                Err(error) => failed = failed.and(Err(self.note_not_evicted(log, error))),
+            }
         }
-        Ok(evicted)
+        failed.map(|()| evicted)
+    }
+
+    fn note_not_evicted(&self, log: &LogFile, error: io::Error) -> io::Error {
+        let file = log.label();
+        let failures = self.sizes.evict_pauses.failed(&log.id, self.clock.now_ms());
+        if failures == 1 || failures.is_multiple_of(20) {
+            tracing::warn!(%file, %error, failures, "not evicted: its local bytes stay");
+        }
+        io::Error::new(error.kind(), format!("{file}: {error}"))
     }
 
     fn look_for_candidates(&self) -> (u64, Vec<Candidate<Arc<LogFile>>>) {

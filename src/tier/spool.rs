@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
-use crate::clock::random_hex_32;
+use crate::clock::{random_hex_32, random_u64};
 use crate::local::spool::{self, SpoolDoc, SpoolEntry};
 use crate::types::{ArchivedSegment, ChainId};
 
-use super::backoff::Backoffs;
+use super::backoff::pause_ms;
 
 const LISTENER_BACKOFF_MIN_MS: u64 = 1_000;
 const LISTENER_BACKOFF_MAX_MS: u64 = 60_000;
@@ -29,6 +29,10 @@ struct Slot {
     dirty: bool,
     /// The discard command runs for it.
     asking: bool,
+    /// How often in a row the discard command did not agree.
+    refusals: u32,
+    /// It is not asked again before this time, milliseconds.
+    ask_at_ms: u64,
 }
 
 /// All entries.
@@ -39,7 +43,6 @@ pub(super) struct Spool {
     damaged: Mutex<Vec<(PathBuf, String)>>,
     /// An empty directory made in good time: a rename into it needs no space on a full disk.
     reserve: Mutex<Option<String>>,
-    pub listener_pauses: Backoffs<String>,
 }
 
 /// How much is in the spool.
@@ -54,21 +57,23 @@ pub(super) struct SpoolTotals {
 
 impl Spool {
     pub fn new(dir: Option<PathBuf>) -> Self {
-        Self {
-            dir,
-            slots: Mutex::default(),
-            damaged: Mutex::default(),
-            reserve: Mutex::default(),
-            listener_pauses: Backoffs::new(LISTENER_BACKOFF_MIN_MS, LISTENER_BACKOFF_MAX_MS),
-        }
+        Self { dir, slots: Mutex::default(), damaged: Mutex::default(), reserve: Mutex::default() }
     }
 
     /// Reads the entries on disk. One whose file never left the log dir is void: Kafka unlinks it again.
+    /// One that cannot be removed keeps no other from being read; the first such error is the result.
     pub fn load(&self, catalog: &Catalog) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
+        let mut failed = Ok(());
         for found in spool::list(dir)? {
             match found {
-                Ok(entry) if is_void(&entry, catalog) => entry.remove()?,
+                Ok(entry) if is_void(&entry, catalog) => {
+                    let removed = entry.remove();
+                    if let Err(error) = &removed {
+                        tracing::warn!(entry = %entry.path.display(), %error, "a void spool entry stays");
+                    }
+                    failed = failed.and(removed);
+                }
                 Ok(entry) => self.insert(entry, None, false),
                 Err((path, why)) => {
                     tracing::error!(entry = %path.display(), %why, "a spool entry cannot be believed: kept");
@@ -76,7 +81,7 @@ impl Spool {
                 }
             }
         }
-        self.make_reserve(dir)
+        failed.and(self.make_reserve(dir))
     }
 
     fn make_reserve(&self, dir: &Path) -> io::Result<()> {
@@ -109,7 +114,7 @@ impl Spool {
     }
 
     pub fn insert(&self, entry: SpoolEntry, from_log: Option<u64>, dirty: bool) {
-        let slot = Slot { from_log, dirty, asking: false, entry };
+        let slot = Slot { from_log, dirty, asking: false, refusals: 0, ask_at_ms: 0, entry };
         self.slots.lock().insert(slot.entry.id.clone(), slot);
     }
 
@@ -173,38 +178,37 @@ impl Spool {
         });
     }
 
-    /// Entries to ask the discard command about, marked as being asked; at most `max`.
+    /// Entries to ask the discard command about, marked as being asked; at most `max` at a time. Those that
+    /// have been due the longest come first, so that refusals of some starve no others.
     pub fn take_to_ask(&self, now_ms: u64, max: usize) -> Vec<SpoolEntry> {
         let mut slots = self.slots.lock();
         let asking = slots.values().filter(|s| s.asking).count();
-        let mut taken = Vec::new();
-        for slot in slots.values_mut() {
-            let doc = &slot.entry.doc;
-            let ready = doc.listener_wanted && !doc.archive_wanted && !slot.asking;
-            if asking + taken.len() >= max {
-                break;
-            }
-            if ready && self.listener_pauses.is_due(&slot.entry.id, now_ms) {
-                slot.asking = true;
-                taken.push(slot.entry.clone());
-            }
-        }
-        taken
+        let mut due: Vec<&mut Slot> = slots
+            .values_mut()
+            .filter(|s| s.entry.doc.listener_wanted && !s.entry.doc.archive_wanted)
+            .filter(|s| !s.asking && s.ask_at_ms <= now_ms)
+            .collect();
+        due.sort_by_key(|s| (s.ask_at_ms, s.entry.doc.discarded_ms));
+        due.truncate(max.saturating_sub(asking));
+        let take = |slot: &mut Slot| {
+            slot.asking = true;
+            slot.entry.clone()
+        };
+        due.into_iter().map(take).collect()
     }
 
     /// The discard command answered, or failed.
     pub fn note_answer(&self, id: &str, agreed: bool, now_ms: u64) {
-        if agreed {
-            self.listener_pauses.succeeded(&id.to_owned());
-        } else {
-            self.listener_pauses.failed(&id.to_owned(), now_ms);
-        }
         self.change(id, |slot| {
             slot.asking = false;
             if agreed {
                 slot.entry.doc.listener_wanted = false;
                 slot.dirty = true;
+                return;
             }
+            slot.refusals = slot.refusals.saturating_add(1);
+            let (min_ms, max_ms) = (LISTENER_BACKOFF_MIN_MS, LISTENER_BACKOFF_MAX_MS);
+            slot.ask_at_ms = now_ms + pause_ms(slot.refusals, min_ms, max_ms, random_u64());
         });
     }
 
@@ -216,33 +220,38 @@ impl Spool {
         }
     }
 
-    /// Whether `sweep` has something to do.
+    /// Whether `sweep` has something to do that it can do now.
     pub fn is_dirty(&self) -> bool {
+        let writable = |s: &Slot| s.dirty && !s.asking;
         self.dir.is_some()
-            && (self.slots.lock().values().any(|s| s.dirty) || self.reserve.lock().is_none())
+            && (self.slots.lock().values().any(writable) || self.reserve.lock().is_none())
     }
 
     /// Writes what memory is ahead by, and removes entries that owe nothing any more. Blocking.
-    /// What fails stays to be done.
+    /// What fails stays to be done and stops nothing else; the first error is the result.
     pub fn sweep(&self) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
         let dirty: Vec<SpoolEntry> = {
             let slots = self.slots.lock();
             slots.values().filter(|s| s.dirty && !s.asking).map(|s| s.entry.clone()).collect()
         };
+        let mut swept = Ok(());
         for entry in dirty {
-            let owed = entry.doc.archive_wanted || entry.doc.listener_wanted;
-            if owed {
-                entry.save()?;
-                self.change(&entry.id, |s| s.dirty = s.entry.doc != entry.doc);
-            } else {
-                // Saved first: after a crash in the middle of the removal nobody is asked again.
-                entry.save()?;
-                entry.remove()?;
-                self.slots.lock().remove(&entry.id);
-            }
+            swept = swept.and(self.write_back(&entry));
         }
-        self.make_reserve(dir)
+        swept.and(self.make_reserve(dir))
+    }
+
+    fn write_back(&self, entry: &SpoolEntry) -> io::Result<()> {
+        // Also before a removal: after a crash in the middle of it nobody is asked again.
+        entry.save()?;
+        if entry.doc.archive_wanted || entry.doc.listener_wanted {
+            self.change(&entry.id, |s| s.dirty = s.entry.doc != entry.doc);
+        } else {
+            entry.remove()?;
+            self.slots.lock().remove(&entry.id);
+        }
+        Ok(())
     }
 
     pub fn totals(&self) -> SpoolTotals {

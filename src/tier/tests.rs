@@ -3,5 +3,6 @@
 mod archiving;
 mod discarding;
 mod failing;
+mod releasing;
 mod running;
 mod world;
