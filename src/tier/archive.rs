@@ -9,13 +9,14 @@ use super::Tier;
 use super::error::TierError;
 use super::fate::Fate;
 use super::holds::{Hold, HoldKind};
+use super::jobs::is_swapping;
 use super::prepare::{self, Job, Looked, Prepared, Source};
 use super::verdict::{ArchiveView, GapPiece, Item, Scanned, Verdict, judge};
 use crate::catalog::Archived;
 use crate::local::Stub;
 use crate::manifest::{Chain, Change, Item as Tile};
 use crate::store::names;
-use crate::types::ArchivedSegment;
+use crate::types::{ArchivedSegment, ChainId};
 
 /// Commits that may be lost to other writers in a row before the attempt is given up.
 const CONFLICTS_MAX: u32 = 8;
@@ -47,9 +48,9 @@ impl Tier {
         }
         let chain = self.chains.ready(&job.chain).await?;
         let looked = {
-            let (job, stopping) = (job.clone(), self.stopping.clone());
-            let scan = tokio::task::spawn_blocking(move || prepare::look(&job, &stopping));
-            scan.await.map_err(|_| TierError::Stopping)??
+            let (moved, stopping) = (job.clone(), self.stopping.clone());
+            let scan = tokio::task::spawn_blocking(move || prepare::look(&moved, &stopping));
+            scan.await.map_err(|error| scan_ended(&job.chain, &error))??
         };
         match looked {
             Looked::Fine(prepared) => self.carry(job, &prepared, chain).await,
@@ -79,6 +80,11 @@ impl Tier {
                 self.hold(job, HoldKind::Held, None, &reason, prepared.mutations);
                 return Ok(Done::Held(reason));
             }
+            if let Verdict::PassedOver(reason) = verdict {
+                self.discard_upload(job, uploaded.as_deref()).await;
+                self.hold(job, HoldKind::Quarantined, None, &reason, prepared.mutations);
+                return Ok(Done::Quarantined(reason));
+            }
             let segment = match uploaded.take() {
                 Some(segment) => segment,
                 None => Arc::new(self.upload(job, prepared).await?),
@@ -89,6 +95,12 @@ impl Tier {
                 return Ok(Done::Gone);
             }
             let changes = changes_of(&verdict, &segment).unwrap_or_default();
+            if let Err(why) = chain.check(&changes) {
+                // The commit would be refused and write nothing: nobody will ever name the objects.
+                self.discard_upload(job, Some(&segment)).await;
+                let (chain, why) = (job.chain.to_string(), why.to_string());
+                return Err(TierError::Manifest { chain, why });
+            }
             if self.chains.commit(&chain, &job.chain, changes).await?.is_some() {
                 self.note_archived(job, prepared, &segment);
                 self.counters.archived_segments.raise();
@@ -108,6 +120,7 @@ impl Tier {
             size_bytes: prepared.scan.size_bytes,
             sha256: prepared.scan.sha256,
             compacted: job.compacted,
+            epochs: prepared.scan.epochs.clone(),
         };
         let view = view_of(chain, scanned.base_offset, scanned.end_offset);
         judge(&view, &scanned, &self.holds.quarantined(&job.chain))
@@ -150,7 +163,8 @@ impl Tier {
             Source::Log { log, .. } => {
                 let fate = self.fates.lock().get(&log.id).map(|n| n.fate);
                 let taken_back = matches!(fate, Some(Fate::Truncation | Fate::Compaction));
-                !taken_back && (log.is_linked() || self.spool.holds_log(log.id))
+                let kept = !taken_back && !is_swapped(job);
+                kept && (log.is_linked() || self.spool.holds_log(log.id))
             }
         };
         same_size && same_time && wanted && job.source.mutations() == prepared.mutations
@@ -192,6 +206,26 @@ impl Tier {
     }
 }
 
+/// Why a scan gave no result.
+fn scan_ended(chain: &ChainId, error: &tokio::task::JoinError) -> TierError {
+    if error.is_cancelled() {
+        return TierError::Stopping;
+    }
+    let why = "a defect of Everlog stopped the scan".to_owned();
+    TierError::Manifest { chain: chain.to_string(), why }
+}
+
+/// Whether the cleaner is giving names to its results, or has changed what follows the segment.
+fn is_swapped(job: &Job) -> bool {
+    let Source::Log { dir, .. } = &job.source else { return false };
+    if !job.compacted || !dir.is_live() {
+        return false;
+    }
+    let segments = dir.segments();
+    let now = segments.iter().find(|s| s.base_offset == job.base_offset);
+    now.is_none_or(|s| s.next_base != job.next_base) || is_swapping(dir)
+}
+
 /// What the chain holds of `[base, end)` and where it ends.
 fn view_of(chain: &Chain, base: i64, end: i64) -> ArchiveView {
     let item = |from_offset, to_offset, is_gap| Item { from_offset, to_offset, is_gap };
@@ -204,7 +238,19 @@ fn view_of(chain: &Chain, base: i64, end: i64) -> ArchiveView {
         .items_from(base)
         .take_while(|i| i.from_offset() < end)
         .map(|i| item(i.from_offset(), i.to_offset(), matches!(i, Tile::Gap(_))));
+    let segments = chain.segments();
+    let epoch_before = segments.range(..base).rev().find_map(|(_, s)| s.epochs.last());
+    let epoch_behind = segments.range(end.max(base)..).find_map(|(_, s)| s.epochs.first());
+    let reaches_in = chain.covering(base).filter(|s| s.base_offset < base);
     ArchiveView {
+        start_offset: chain.start_offset(),
+        segments: reaches_in
+            .into_iter()
+            .chain(segments.range(base..end.max(base)).map(|(_, s)| s))
+            .cloned()
+            .collect(),
+        epoch_before: epoch_before.map(|e| e.epoch),
+        epoch_behind: epoch_behind.map(|e| e.epoch),
         end_offset: chain.end_offset(),
         same_base: chain.find(base).map(|s| s.as_ref().clone()),
         overlapping: before.into_iter().chain(within).collect(),
@@ -227,6 +273,23 @@ fn changes_of(verdict: &Verdict, segment: &Arc<ArchivedSegment>) -> Option<Vec<C
             let replace = Change::Replace { from_offset, to_offset, segments };
             Some(extend.into_iter().map(gap_change).chain([replace]).collect())
         }
-        Verdict::Adopt(_) | Verdict::Held(_) => None,
+        Verdict::Adopt(_) | Verdict::PassedOver(_) | Verdict::Held(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_scan_that_panics_is_tried_again_and_is_no_end_of_the_process() {
+        let chain = ChainId { tp: "t-0".parse().unwrap(), topic_id: crate::types::TopicId::none() };
+        let scan = tokio::spawn(async { panic!("a defect") });
+        let error = scan_ended(&chain, &scan.await.unwrap_err());
+        assert!(matches!(error, TierError::Manifest { .. }), "{error}");
+        let scan = tokio::spawn(std::future::pending::<()>());
+        scan.abort();
+        let error = scan_ended(&chain, &scan.await.unwrap_err());
+        assert!(matches!(error, TierError::Stopping), "{error}");
     }
 }

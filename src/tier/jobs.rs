@@ -3,11 +3,19 @@
 use std::sync::Arc;
 
 use super::Tier;
-use super::holds::{HoldKind, SourceId};
+use super::fate::Fate;
+use super::holds::SourceId;
 use super::plan::{PartitionFacts, Place, SegmentFacts, next_segment};
 use super::prepare::{Job, Source};
-use crate::catalog::{Content, PartitionDir, SegmentView};
+use crate::catalog::{Content, LogFile, PartitionDir, SegmentView};
+use crate::kafka::names::{DirKind, FileKind, Suffix, parse_file};
 use crate::types::ChainId;
+
+/// Whether the cleaner is about to put its results in place: then a segment may have no plain name.
+pub(super) fn is_swapping(dir: &PartitionDir) -> bool {
+    let parsed = |(name, _): &(String, _)| parse_file(name);
+    dir.all_logs().iter().filter_map(parsed).any(|n| n.suffix == Suffix::Swap)
+}
 
 impl Tier {
     /// What a plan looks at.
@@ -43,7 +51,17 @@ impl Tier {
     /// The next job of a partition of the log dir.
     pub(super) fn next_job(&self, dir: &Arc<PartitionDir>, chain: &ChainId) -> Option<Job> {
         let (facts, segments) = self.snapshot(dir, chain);
+        // After the snapshot: one that lacks a name was made while the `.swap` was there.
+        if is_swapping(dir) {
+            return None;
+        }
+        if let Some(job) = self.next_retired(dir, chain, &facts) {
+            return Some(self.spooled_before(chain, &facts, job.base_offset).unwrap_or(job));
+        }
         let segment = &segments[next_segment(&facts)?];
+        if let Some(job) = self.spooled_before(chain, &facts, segment.base_offset) {
+            return Some(job);
+        }
         let source = Source::Log { dir: dir.clone(), log: segment.log.clone() };
         Some(Job {
             chain: chain.clone(),
@@ -55,13 +73,56 @@ impl Tier {
         })
     }
 
+    /// The lowest segment that retention has renamed and not unlinked yet and that continues the archive:
+    /// were a later one archived first, it would become a gap.
+    fn next_retired(
+        &self,
+        dir: &Arc<PartitionDir>,
+        chain: &ChainId,
+        facts: &PartitionFacts,
+    ) -> Option<Job> {
+        let committed = facts.committed?;
+        if !facts.included || facts.kind != DirKind::Live || self.catalog.is_compacted(dir) {
+            return None;
+        }
+        let job = |(name, log): (String, Arc<LogFile>)| {
+            let name = parse_file(&name)
+                .filter(|n| n.kind == FileKind::Log && n.suffix == Suffix::Deleted)?;
+            let note = self.fates.lock().get(&log.id).copied()?;
+            let next_base = note.next_base.filter(|next| *next <= committed)?;
+            let continues = facts.archive_end.is_none_or(|end| name.base_offset >= end);
+            let waits = log.is_hot() && log.archived().is_none();
+            let held = self.holds.kind(&SourceId::Log(log.id), log.mutations()).is_some();
+            (note.fate == Fate::Retention && continues && waits && !held).then(|| Job {
+                chain: chain.clone(),
+                source: Source::Log { dir: dir.clone(), log },
+                base_offset: name.base_offset,
+                next_base: Some(next_base),
+                committed,
+                compacted: false,
+            })
+        };
+        dir.all_logs().into_iter().filter_map(job).min_by_key(|j| j.base_offset)
+    }
+
+    /// An entry of the spool that lies between the archive's end and `base`.
+    fn spooled_before(&self, chain: &ChainId, facts: &PartitionFacts, base: i64) -> Option<Job> {
+        let from = facts.archive_end.unwrap_or(i64::MIN);
+        self.spooled_from(chain, from).filter(|job| job.base_offset < base)
+    }
+
     /// The next job of a chain's entries in the spool.
     pub(super) fn next_spooled(&self, chain: &ChainId) -> Option<Job> {
+        self.spooled_from(chain, i64::MIN)
+    }
+
+    /// The lowest entry at or behind `from_offset`. One on hold stops nobody: what follows it in the spool
+    /// is judged for itself, and its offsets can still be filled in later.
+    fn spooled_from(&self, chain: &ChainId, from_offset: i64) -> Option<Job> {
         for entry in self.spool.wanted(chain) {
-            match self.holds.kind(&SourceId::Spooled(entry.id.clone()), 0) {
-                Some(HoldKind::Quarantined) => continue,
-                Some(HoldKind::Held) => return None,
-                None => {}
+            let held = self.holds.kind(&SourceId::Spooled(entry.id.clone()), 0).is_some();
+            if held || entry.doc.base_offset < from_offset {
+                continue;
             }
             let doc = &entry.doc;
             return Some(Job {

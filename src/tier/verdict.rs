@@ -1,25 +1,37 @@
 //! What a scanned segment means for the archive that is there already: a pure function.
 //!
-//! The archived history is never contradicted: a segment continues it, fills a gap of it exactly, is
-//! found to be in it, or (of a compacted topic) replaces whole segments by their next generation.
+//! The archived history is never contradicted: a segment continues it, fills a gap of it or a part of
+//! one, is found to be in it, or (of a compacted topic) replaces whole segments by their next generation.
 //! Anything else is held.
 
-use crate::types::{ArchivedSegment, Sha256};
+use std::sync::Arc;
+
+use crate::types::{ArchivedSegment, EpochStart, Sha256};
 
 use super::holds::Missing;
 
 /// Why offsets are missing that no quarantined segment explains.
 pub(super) const DISCARDED_BEFORE: &str = "not in the log dir: discarded before it was archived";
+const BEFORE_THE_START: &str = "lies before the archive's start";
+const OTHER_EPOCHS: &str = "its leader epochs are not those of the archive";
 
 /// The part of a chain that a segment's range meets.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ArchiveView {
+    /// `None`: the chain is empty.
+    pub start_offset: Option<i64>,
     /// `None`: the chain is empty.
     pub end_offset: Option<i64>,
     /// The archived segment with the same base.
     pub same_base: Option<ArchivedSegment>,
     /// Segments and gaps that overlap the range, ascending.
     pub overlapping: Vec<Item>,
+    /// The segments among them, ascending.
+    pub segments: Vec<Arc<ArchivedSegment>>,
+    /// The last leader epoch archived before the range.
+    pub epoch_before: Option<i32>,
+    /// The first one archived behind it.
+    pub epoch_behind: Option<i32>,
 }
 
 /// A segment or a gap of the archive.
@@ -31,13 +43,15 @@ pub(super) struct Item {
 }
 
 /// A local segment that keeps Kafka's rules.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Scanned {
     pub base_offset: i64,
     pub end_offset: i64,
     pub size_bytes: u64,
     pub sha256: Sha256,
     pub compacted: bool,
+    /// Each leader epoch with the first offset that it wrote in the segment.
+    pub epochs: Vec<EpochStart>,
 }
 
 /// A gap to be committed with the segment that follows it.
@@ -58,6 +72,8 @@ pub(super) enum Verdict {
     /// The segment takes the place of what is in `[from, to)`, once `extend` (a gap that it fills in the
     /// same commit) has brought the chain's end there.
     Replace { from_offset: i64, to_offset: i64, extend: Option<GapPiece> },
+    /// Nothing, and why; the archive can do without it, so later segments go on.
+    PassedOver(String),
     /// Nothing, and why.
     Held(String),
 }
@@ -79,6 +95,17 @@ pub(super) fn judge(view: &ArchiveView, segment: &Scanned, missing: &[Missing]) 
         return Verdict::Append(gaps(end, base, missing));
     }
     let (from_offset, to_offset) = (base, segment.end_offset);
+    let start = view.start_offset.unwrap_or(base);
+    if to_offset <= start {
+        return Verdict::PassedOver(BEFORE_THE_START.to_owned());
+    }
+    if base < start {
+        return Verdict::Held(format!("it begins before the archive's start, offset {start}"));
+    }
+    let within = end >= to_offset;
+    if within && view.overlapping.iter().all(|i| i.is_gap) {
+        return fill(view, segment);
+    }
     if let Some(cut) =
         view.overlapping.iter().find(|i| i.from_offset < base || i.to_offset > to_offset)
     {
@@ -87,14 +114,43 @@ pub(super) fn judge(view: &ArchiveView, segment: &Scanned, missing: &[Missing]) 
             cut.from_offset, cut.to_offset
         ));
     }
-    let only_gaps = view.overlapping.iter().all(|i| i.is_gap);
-    let within = end >= to_offset;
-    if (only_gaps && within) || segment.compacted {
+    if segment.compacted {
+        if !descends(view, segment) {
+            return Verdict::Held(OTHER_EPOCHS.to_owned());
+        }
         let reason = "compaction is about to fill it".to_owned();
         let extend = (!within).then_some(GapPiece { from_offset: end, to_offset, reason });
         return Verdict::Replace { from_offset, to_offset, extend };
     }
     Verdict::Held("the archive holds other bytes for these offsets".to_owned())
+}
+
+/// A segment for offsets that the archive lacks. What it leaves of the gaps stays a gap.
+fn fill(view: &ArchiveView, segment: &Scanned) -> Verdict {
+    let ends = [view.overlapping.first(), view.overlapping.last()];
+    let [Some(first), Some(last)] = ends else {
+        return Verdict::Held("the archive has no gap at these offsets".to_owned());
+    };
+    let epoch = |e: Option<&EpochStart>| e.map(|e| e.epoch);
+    let ascends = |low: Option<i32>, high: Option<i32>| low.zip(high).is_none_or(|(l, h)| l <= h);
+    let (own_first, own_last) = (epoch(segment.epochs.first()), epoch(segment.epochs.last()));
+    if !ascends(view.epoch_before, own_first) || !ascends(own_last, view.epoch_behind) {
+        return Verdict::Held(OTHER_EPOCHS.to_owned());
+    }
+    let (from_offset, to_offset) = (first.from_offset, last.to_offset);
+    Verdict::Replace { from_offset, to_offset, extend: None }
+}
+
+/// Whether the archived segments can be what the cleaner made this one from: it keeps epochs.
+fn descends(view: &ArchiveView, segment: &Scanned) -> bool {
+    segment.epochs.iter().all(|own| {
+        let at = own.start_offset;
+        let covering = view.segments.iter().find(|s| (s.base_offset..s.end_offset).contains(&at));
+        covering.is_none_or(|s| {
+            let archived = s.epochs.iter().rev().find(|e| e.start_offset <= at);
+            archived.is_some_and(|e| e.epoch == own.epoch)
+        })
+    })
 }
 
 /// The range `[end, base)` in pieces, each with its reason.
@@ -150,13 +206,14 @@ mod tests {
             size_bytes: bytes.len() as u64,
             sha256: Sha256::of(bytes),
             compacted,
+            epochs: vec![],
         }
     }
 
     fn view(items: &[(i64, i64, bool)], end: i64) -> ArchiveView {
         ArchiveView {
+            start_offset: Some(items.first().map_or(0, |i| i.0)),
             end_offset: Some(end),
-            same_base: None,
             overlapping: items
                 .iter()
                 .map(|(from_offset, to_offset, is_gap)| Item {
@@ -165,6 +222,7 @@ mod tests {
                     is_gap: *is_gap,
                 })
                 .collect(),
+            ..ArchiveView::default()
         }
     }
 
@@ -260,14 +318,59 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_may_be_filled_exactly_and_not_in_part() {
+    fn a_gap_may_be_filled_exactly_or_in_part_and_a_segment_not_along_with_it() {
         let v = view(&[(10, 20, true)], 50);
         let verdict = judge(&v, &scanned(10, 20, b"b", false), &[]);
         assert_eq!(verdict, Verdict::Replace { from_offset: 10, to_offset: 20, extend: None });
-        let verdict = judge(&v, &scanned(10, 15, b"b", false), &[]);
-        assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+        let verdict = judge(&v, &scanned(12, 15, b"b", false), &[]);
+        assert_eq!(verdict, Verdict::Replace { from_offset: 10, to_offset: 20, extend: None });
         let v = view(&[(0, 10, false), (10, 20, true)], 50);
         let verdict = judge(&v, &scanned(0, 20, b"b", false), &[]);
         assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+    }
+
+    fn epoch(epoch: i32, start_offset: i64) -> EpochStart {
+        EpochStart { epoch, start_offset }
+    }
+
+    #[test]
+    fn a_gap_is_not_filled_against_the_order_of_the_leader_epochs() {
+        let mut v = view(&[(10, 20, true)], 50);
+        (v.epoch_before, v.epoch_behind) = (Some(3), Some(5));
+        for (epochs, fits) in [([3, 5], true), ([4, 4], true), ([2, 4], false), ([4, 6], false)] {
+            let epochs = epochs.map(|e| epoch(e, 12)).to_vec();
+            let verdict = judge(&v, &Scanned { epochs, ..scanned(12, 15, b"b", false) }, &[]);
+            assert_eq!(matches!(verdict, Verdict::Replace { .. }), fits, "{verdict:?}");
+            assert_eq!(matches!(verdict, Verdict::Held(_)), !fits, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_before_the_archives_start_is_passed_over() {
+        let v = ArchiveView { start_offset: Some(100), end_offset: Some(200), ..view(&[], 0) };
+        for compacted in [false, true] {
+            let verdict = judge(&v, &scanned(0, 100, b"b", compacted), &[]);
+            assert_eq!(verdict, Verdict::PassedOver(BEFORE_THE_START.to_owned()));
+        }
+        let v = ArchiveView { start_offset: Some(100), ..view(&[(100, 200, true)], 200) };
+        let verdict = judge(&v, &scanned(50, 200, b"b", false), &[]);
+        assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn a_compacted_generation_of_other_leader_epochs_replaces_nothing() {
+        let mut v = view(&[(0, 100, false)], 100);
+        let epochs = vec![epoch(2, 0), epoch(3, 50)];
+        v.segments = vec![Arc::new(ArchivedSegment { epochs, ..archived(0, 100, b"a") })];
+        let with = |epochs: &[EpochStart]| {
+            let next = Scanned { epochs: epochs.to_vec(), ..scanned(0, 100, b"b", true) };
+            judge(&v, &next, &[])
+        };
+        for kept in [&[epoch(2, 10), epoch(3, 60)][..], &[epoch(3, 50)], &[]] {
+            assert!(matches!(with(kept), Verdict::Replace { .. }), "{kept:?}");
+        }
+        for other in [&[epoch(0, 0)][..], &[epoch(2, 10), epoch(4, 60)], &[epoch(2, 50)]] {
+            assert_eq!(with(other), Verdict::Held(OTHER_EPOCHS.to_owned()), "{other:?}");
+        }
     }
 }

@@ -405,3 +405,23 @@ async fn a_file_written_to_while_cold_becomes_whole_again_and_is_a_new_generatio
     assert_eq!(kinds(&mount.drain().await.unwrap()), "Q", "it is no longer what a broker wrote");
     assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200)]);
 }
+
+#[tokio::test]
+async fn while_the_cleaner_swaps_no_segment_is_chosen_and_none_committed() {
+    let world = World::new();
+    world.partition("t-0", &[0, 100, 200], 300);
+    world.checkpoints(&[("t-0", 300)]);
+    world.write("cleaner-offset-checkpoint", "0\n1\nt 0 200\n");
+    let mount = world.mount();
+    let (dir, chain) = (mount.dir("t-0"), mount.dir("t-0").chain().unwrap());
+    let job = mount.tier.next_job(&dir, &chain).unwrap();
+    let swap = format!("{}.swap", name(100));
+    dir.rename_log(&name(100), &swap).unwrap();
+    assert!(mount.tier.next_job(&dir, &chain).is_none());
+    assert_eq!(mount.tier.archive(&job).await.unwrap(), Done::Gone);
+    dir.rename_log(&swap, &name(100)).unwrap();
+    let wrong = crate::tier::prepare::Job { next_base: Some(200), ..job };
+    assert_eq!(mount.tier.archive(&wrong).await.unwrap(), Done::Gone);
+    assert_eq!((world.archived("t-0").await.version(), world.log_objects().await), (0, 0));
+    assert_eq!(kinds(&mount.drain().await.unwrap()), "AA");
+}

@@ -281,3 +281,78 @@ async fn a_quarantined_segment_that_kafka_discards_stays_in_the_spool() {
     assert_eq!(std::fs::read(entry.join("segment.log")).unwrap(), bytes);
     assert_eq!(mount.tier.status().quarantine, 1);
 }
+
+fn rename_deleted(mount: &super::world::Mount, base: i64, noted: bool) {
+    let dir = mount.dir("t-0");
+    let (from, to) = (name(base), format!("{}.deleted", name(base)));
+    if noted {
+        mount.tier.note_rename(&dir, &from, &to);
+    }
+    dir.rename_log(&from, &to).unwrap();
+}
+
+fn long_world() -> World {
+    let world = World::new();
+    world.partition("t-0", &[0, 100, 200, 300, 400], 500);
+    world.checkpoints(&[("t-0", 500)]);
+    world
+}
+
+#[tokio::test]
+async fn what_retention_has_only_renamed_goes_before_the_segments_behind_it() {
+    let world = long_world();
+    let mount = world.mount();
+    for base in [0, 100] {
+        rename_deleted(&mount, base, true);
+    }
+    mount.retire("t-0", 200);
+    // The dir alone, as when the spool's turn has not come.
+    let (dir, chain) = (mount.dir("t-0"), mount.dir("t-0").chain().unwrap());
+    while let Some(job) = mount.tier.next_job(&dir, &chain) {
+        mount.tier.archive(&job).await.unwrap();
+    }
+    let expected = [(0, 100), (100, 200), (200, 300), (300, 400)];
+    assert_eq!(world.check_archive("t-0").await, expected);
+    assert!(world.archived("t-0").await.gaps().is_empty());
+}
+
+#[tokio::test]
+async fn parts_of_a_gap_are_filled_as_kafka_unlinks_them() {
+    let world = long_world();
+    world.checkpoints(&[("t-0", 100)]);
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    for base in [100, 200] {
+        rename_deleted(&mount, base, false);
+    }
+    world.checkpoints(&[("t-0", 500)]);
+    mount.catalog.root_file_replaced("replication-offset-checkpoint").unwrap();
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (300, 400)]);
+    mount.retire("t-0", 0);
+    for base in [100, 200] {
+        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
+        mount.drain().await.unwrap();
+    }
+    let expected = [(0, 100), (100, 200), (200, 300), (300, 400)];
+    assert_eq!(world.check_archive("t-0").await, expected);
+    assert!(world.archived("t-0").await.gaps().is_empty() && world.spool_entries().is_empty());
+}
+
+#[tokio::test]
+async fn what_kafka_discards_from_before_the_archives_start_stops_nobody() {
+    let world = long_world();
+    let mount = world.mount();
+    for base in [0, 100] {
+        rename_deleted(&mount, base, false);
+    }
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(200, 300), (300, 400)]);
+    for base in [0, 100] {
+        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
+    }
+    let ends = mount.drain().await.unwrap();
+    assert!(matches!(ends[..], [Done::Quarantined(_), Done::Quarantined(_)]), "{ends:?}");
+    assert_eq!(world.log_objects().await, 2, "nothing was uploaded for them");
+    assert_eq!(world.spool_entries().len(), 2);
+}
