@@ -235,7 +235,7 @@ impl PartitionDir {
         let mut survivor = false;
         let telling = |name: &&String| {
             let plain = name.ends_with(".log");
-            !name.ends_with(".deleted") && !(plain && std::mem::replace(&mut survivor, true))
+            !(name.ends_with(".deleted") || plain && std::mem::replace(&mut survivor, true))
         };
         let mut names: Vec<String> =
             logs.range(..own.clone()).map(|(n, _)| n).filter(telling).cloned().collect();
