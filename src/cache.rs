@@ -250,7 +250,10 @@ impl BlockCache {
         let files = match self.shared.create_files(name, size_bytes, &encoded) {
             Ok(files) => files,
             Err(e) => {
-                tracing::warn!(object = %key, error = %e, "cannot cache this object");
+                // What concerns the whole disk is said once, elsewhere.
+                if e.kind() != io::ErrorKind::StorageFull {
+                    tracing::warn!(object = %key, error = %e, "cannot cache this object");
+                }
                 return Ok(CachedObject::new(map, None, &self.shared));
             }
         };
@@ -320,6 +323,24 @@ impl BlockCache {
         self.shared.give_up(name);
         drop(files);
         self.aux_remove(key);
+    }
+
+    /// Gives `bytes` of disk space back, as far as it has them, and does with so much less until
+    /// [`Self::grow`]. How many came free.
+    pub fn give_back(&self, bytes: u64) -> u64 {
+        let before = {
+            let mut ledger = self.shared.ledger.lock();
+            let before = ledger.allocated_bytes();
+            ledger.limit(Some(before.saturating_sub(bytes)));
+            before
+        };
+        self.shared.shrink();
+        before.saturating_sub(self.shared.ledger.lock().allocated_bytes())
+    }
+
+    /// It may use its whole budget again.
+    pub fn grow(&self) {
+        self.shared.ledger.lock().limit(None);
     }
 
     /// Space that an object's data and map take on disk. No I/O.

@@ -8,6 +8,7 @@ mod attr;
 mod checkpoints;
 mod log_file;
 mod partition;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -18,11 +19,13 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-pub use attr::AttrChange;
+pub use attr::{AttrChange, NewMode, TimeChange};
 pub use log_file::{Archived, Content, LogFile, LogStat, Piece};
 pub use partition::{PartitionDir, SegmentView, is_log_like, plain_log_base};
 
-use crate::kafka::names;
+use crate::failpoint;
+use crate::kafka::names::{self, DirKind};
+use crate::local::deleted::Deleted;
 use crate::local::{Stub, datadir, durable, stub};
 use checkpoints::Checkpoints;
 
@@ -51,6 +54,7 @@ impl Catalog {
     }
 
     fn scan(hot: &Path, overlay: &Path) -> io::Result<Self> {
+        failpoint::disk("recover.begin")?;
         let mut checkpoints = Checkpoints::default();
         for name in CHECKPOINTS {
             // Without it less is known to be committed: archiving waits, nothing is served wrongly.
@@ -108,6 +112,7 @@ impl Catalog {
         let named = (name.to_owned(), parsed);
         let (hot, overlay) = (self.hot.clone(), self.overlay.clone());
         let dir = Arc::new(PartitionDir::new(hot, overlay, named, appeared));
+        self.recall_deleted(&dir);
         for entry in std::fs::read_dir(dir.path())? {
             if let Ok(file) = entry?.file_name().into_string() {
                 self.add_file(&dir, &file)?;
@@ -117,19 +122,48 @@ impl Catalog {
         Ok(())
     }
 
+    /// What an earlier process wrote down when Kafka renamed the directory.
+    fn recall_deleted(&self, dir: &PartitionDir) {
+        if dir.parsed().kind != DirKind::Deleted {
+            return;
+        }
+        match Deleted::read(&dir.path()) {
+            Ok(Some(known)) => dir.recall(known),
+            Ok(None) => {}
+            // Without it nothing counts as committed: what is not archived yet is not archived.
+            Err(error) => {
+                tracing::error!(%error, "what was committed of a deleted partition is unknown")
+            }
+        }
+    }
+
+    /// To be called before a rename by which Kafka begins to delete a partition: writes down durably what
+    /// will be forgotten. A failure costs only what a restart within the next minute would need.
+    pub fn note_deletion(&self, from: &str, to: &str) {
+        let deletes = names::parse_dir(to).is_some_and(|d| d.kind == DirKind::Deleted);
+        let Some(dir) = self.dir(from).filter(|d| deletes && d.is_live()) else { return };
+        let known = Deleted { tp: dir.tp(), committed_offset: self.committed_offset(&dir) };
+        let written = dir.pin().and_then(|pinned| known.write(&pinned.path("")));
+        if let Err(error) = written {
+            tracing::error!(%error, dir = from, "what is committed of a deleted partition is not written down");
+        }
+    }
+
     fn add_file(&self, dir: &Arc<PartitionDir>, name: &str) -> io::Result<()> {
         if is_log_like(name) {
             dir.adopt(name, Content::Hot(None));
             return Ok(());
         }
         if name.ends_with(durable::TMP_SUFFIX) && !self.overlay.as_os_str().is_empty() {
+            failpoint::disk("recover.leftover")?;
             return durable::remove_if_exists(&dir.path().join(name));
         }
         let Some(log_name) = stub::stands_for(name).filter(|n| is_log_like(n)) else {
             return Ok(());
         };
         let path = dir.path().join(log_name);
-        if path.exists() {
+        if path.try_exists()? {
+            failpoint::disk("recover.stub.beside")?;
             return durable::remove_if_exists(&stub::path_of(&path));
         }
         let content = self.read_stub(&path).unwrap_or_else(|why| {
@@ -162,7 +196,10 @@ impl Catalog {
         if self.dirs().iter().flat_map(|d| d.all_logs()).any(|log| broken(&log)) {
             return Ok(());
         }
-        self.unnamed_overlays()?.iter().try_for_each(|path| durable::remove_if_exists(path))
+        self.unnamed_overlays()?.iter().try_for_each(|path| {
+            failpoint::disk("recover.overlay")?;
+            durable::remove_if_exists(path)
+        })
     }
 
     fn unnamed_overlays(&self) -> io::Result<Vec<PathBuf>> {
@@ -193,6 +230,7 @@ impl Catalog {
         if cold {
             return self.ensure_sentinel();
         }
+        failpoint::disk("recover.sentinel")?;
         match std::fs::remove_dir(self.sentinel()) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
@@ -203,7 +241,9 @@ impl Catalog {
     pub fn ensure_sentinel(&self) -> io::Result<()> {
         let path = self.sentinel();
         if !path.exists() {
+            failpoint::disk("evict.sentinel")?;
             std::fs::create_dir(&path)?;
+            failpoint::disk("evict.sentinel.sync")?;
             durable::sync_dir(&self.hot)?;
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! things and that decides an exit code: 0 done, 1 failed, 2 usage, 3 found damage.
 
 mod archive;
+mod archive_threads;
 mod args;
 mod background;
 mod broker;
@@ -21,6 +22,8 @@ use clap::Parser as _;
 use args::{Cli, Command};
 pub use error::CliError;
 
+use crate::failpoint;
+
 /// Parses the process's arguments, does what they say, prints one line on failure.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -31,6 +34,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
+    if let Err(e) = arm_fail_points() {
+        eprintln!("everlog: {}", e.message);
+        return ExitCode::from(e.code);
+    }
     let done = match cli.command {
         Command::Mount(args) => mount(args),
         Command::Archive(args) => archive::run(&args),
@@ -47,6 +54,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(e.code)
         }
     }
+}
+
+/// For tests: `src/failpoint.rs`.
+fn arm_fail_points() -> Result<(), CliError> {
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    let (orders, trace) = (text("EVERLOG_TEST_FAIL"), text("EVERLOG_TEST_FAIL_TRACE"));
+    if orders.is_empty() && trace.is_empty() {
+        return Ok(());
+    }
+    let trace = (!trace.is_empty()).then(|| std::path::PathBuf::from(trace));
+    failpoint::arm(&orders, trace.as_deref())
+        .map_err(|why| CliError::usage(format!("EVERLOG_TEST_FAIL: {why}")))
 }
 
 fn mount(args: args::MountArgs) -> Result<(), CliError> {

@@ -6,6 +6,7 @@
 pub mod types;
 
 pub mod clock;
+pub mod failpoint;
 pub mod telemetry;
 
 pub mod kafka;

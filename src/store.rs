@@ -28,8 +28,9 @@ pub use client::{ObjectInfo, PutOutcome, Store, StoreOptions};
 pub use counters::{CounterSnapshot, StoreCounters};
 pub use error::{Op, StoreError, StoreErrorKind};
 #[doc(hidden)]
-pub use faults::{Fault, FaultHook};
+pub use faults::{Fault, FaultHook, fail_point};
 pub use identity::{IdentityError, StoreIdentity, ensure_identity, read_identity};
 pub use probe::probe;
 pub use rate::RateLimiter;
+pub use stream::forget_pages;
 pub use url::StoreUrl;

@@ -22,11 +22,13 @@ mod identity;
 mod jobs;
 mod listener;
 mod once;
+mod overlap;
 mod plan;
 mod prepare;
 mod recover;
 mod sizes;
 mod small_files;
+mod space;
 mod spool;
 mod status;
 #[cfg(test)]
@@ -53,7 +55,7 @@ pub use status::{CountersStatus, Quarantined, SpoolStatus, TierStatus, TopicStat
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
-use crate::local::{Extent, Stub};
+use crate::local::{Extent, Room, Stub};
 use crate::manifest::{Chain, ManifestLog};
 use crate::store::{RateLimiter, Store, StoreIdentity};
 use crate::telemetry::{Counter, ErrorNote, LastError};
@@ -65,6 +67,8 @@ pub type Fetch = Arc<
 >;
 /// How many bytes of an archived `.log` lie in the block cache.
 pub type CachedBytes = Arc<dyn Fn(&ObjectKey) -> u64 + Send + Sync>;
+/// Told whether segments have waited for long: whoever runs the tiering may then give it more CPU.
+pub type OnPace = Arc<dyn Fn(bool) + Send + Sync>;
 /// Told once the store has shown or been given its identity; keeps it in the data directory.
 pub type OnIdentity = Arc<dyn Fn(&StoreIdentity) + Send + Sync>;
 
@@ -95,6 +99,9 @@ pub struct TierConfig {
     pub stock: bool,
     /// Evict compacted partitions too.
     pub evict_compacted: bool,
+    /// Let the kernel forget the pages of a local file once it is archived: for a mount whose own page cache
+    /// has them, too.
+    pub forget_archived_pages: bool,
 }
 
 impl Default for TierConfig {
@@ -112,6 +119,7 @@ impl Default for TierConfig {
             retry_backoff_max_ms: 30_000,
             stock: false,
             evict_compacted: false,
+            forget_archived_pages: false,
         }
     }
 }
@@ -134,6 +142,8 @@ pub struct TierDeps {
     pub manifest: ManifestLog,
     /// `spool/` of the data directory; `None` with a stock log dir.
     pub spool: Option<PathBuf>,
+    /// The data directory's disk; `None`: its space is nobody's concern.
+    pub room: Option<Arc<Room>>,
     /// The time.
     pub clock: Clock,
     /// The store's id as the data directory remembers it: another store at the same URL is refused.
@@ -144,6 +154,8 @@ pub struct TierDeps {
     pub fetch: Option<Fetch>,
     /// For the status.
     pub cached_bytes: Option<CachedBytes>,
+    /// Told at each job that starts.
+    pub on_pace: Option<OnPace>,
 }
 
 /// Numbers since the start of this process.
@@ -186,6 +198,7 @@ pub struct Tier {
     rate: RateLimiter,
     fetch: Option<Fetch>,
     cached_bytes: Option<CachedBytes>,
+    on_pace: Option<OnPace>,
     identity: identity::Identity,
     chains: chains::Chains,
     /// Chains whose last attempt failed.
@@ -195,6 +208,7 @@ pub struct Tier {
     holds: holds::Holds,
     fates: Mutex<HashMap<u64, fate::FateNote>>,
     spool: spool::Spool,
+    room: Option<Arc<Room>>,
     sizes: sizes::Sizes,
     /// When each closed segment was first seen closed, by file, milliseconds; 0: before this process.
     rolled: Mutex<HashMap<u64, u64>>,
@@ -230,6 +244,7 @@ impl Tier {
             identity: identity::Identity::new(deps.store_id, deps.on_identity),
             chains: chains::Chains::new(deps.manifest),
             spool: spool::Spool::new(deps.spool),
+            room: deps.room,
             config,
             catalog: deps.catalog,
             store: deps.store,
@@ -237,6 +252,7 @@ impl Tier {
             rate,
             fetch: deps.fetch,
             cached_bytes: deps.cached_bytes,
+            on_pace: deps.on_pace,
             holds: holds::Holds::default(),
             fates: Mutex::default(),
             sizes: sizes::Sizes::default(),

@@ -17,13 +17,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 
 pub use archive::ArchiveTree;
 pub use attr::{Attr, Kind};
 pub use chains::ArchiveIndex;
 pub use error::VfsError;
 pub use handles::{Handle, OpenAs, Opened, ReadReply, log_source};
-pub use local::{Caller, DirEntry, LocalTree, SetAttr};
+pub use local::{AskedMode, Caller, DirEntry, Listing, LocalTree, SetAttr};
 pub use nodes::ROOT;
 
 use crate::clock::Clock;
@@ -156,26 +157,63 @@ impl Vfs {
         }
     }
 
-    /// Lists a directory of the log dir and opens it.
+    /// Opens a directory of the log dir; it is listed when it is read from its beginning.
     pub fn opendir_local(&self, ino: u64) -> Result<u64> {
-        let entries = self.writable(ino)?.list(ino)?;
-        Ok(self.handles.insert(Handle::Dir(entries)))
+        self.writable(ino)?;
+        Ok(self.handles.insert(Handle::Dir(Mutex::default())))
     }
 
     /// Lists a directory of the archive and opens it.
     pub async fn opendir_remote(&self, ino: u64) -> Result<u64> {
-        let entries = if ino == EVERLOG_DIR {
+        let listing = if ino == EVERLOG_DIR {
             let entry = |name: &str, ino, kind| DirEntry { name: name.into(), ino, kind };
-            vec![
+            let entries = vec![
                 entry("archive", ARCHIVE_ROOT, Kind::Dir),
                 entry("status.json", STATUS_FILE, Kind::File),
-            ]
+            ];
+            Listing { entries, damage: None }
         } else if self.is_archive_root(ino) {
             self.archive.list_root().await?
         } else {
             self.archive.list_partition(ino).await?
         };
-        Ok(self.handles.insert(Handle::Dir(entries)))
+        Ok(self.handles.insert(Handle::Dir(Mutex::new(Arc::new(listing)))))
+    }
+
+    /// The entries of an open directory. One of the log dir that is read from its beginning, again or for the
+    /// first time, shows what is there now; further on it stays as it was, so positions keep their meaning.
+    pub fn listing(&self, ino: u64, fh: u64, from_start: bool) -> Result<Arc<Listing>> {
+        let handle = self.handles.get(fh)?;
+        let Handle::Dir(listing) = &*handle else { return Err(VfsError::BadHandle) };
+        if from_start && let Some(local) = self.local.as_ref().filter(|_| ino < VIRTUAL) {
+            let entries = local.list(ino)?;
+            *listing.lock() = Arc::new(Listing { entries, damage: None });
+        }
+        Ok(listing.lock().clone())
+    }
+
+    /// The number of the directory above one.
+    #[must_use]
+    pub fn parent(&self, ino: u64) -> u64 {
+        match &self.local {
+            Some(local) if ino < VIRTUAL => local.parent(ino),
+            _ => ino,
+        }
+    }
+
+    /// Whether it has a log dir that can be written to.
+    #[must_use]
+    pub fn has_log_dir(&self) -> bool {
+        self.local.is_some()
+    }
+
+    /// The log dir, for the extended attributes of one of its inodes; `None` for Everlog's own tree, where nothing
+    /// has any. ENOSYS in an archive mount: the kernel asks no more.
+    pub fn attributes(&self, ino: u64) -> Result<Option<&LocalTree>> {
+        match &self.local {
+            None => Err(rustix::io::Errno::NOSYS.into()),
+            local => Ok(local.as_ref().filter(|_| ino < VIRTUAL)),
+        }
     }
 
     /// Opens a file of the archive, for reading only.

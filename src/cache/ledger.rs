@@ -66,6 +66,8 @@ struct Entry {
 /// The books.
 pub struct Ledger {
     budget_bytes: u64,
+    /// At most the budget: less while the disk has no space for it.
+    limit_bytes: u64,
     allocated_bytes: u64,
     reserved_bytes: u64,
     lru: LruCache<Victim, ()>,
@@ -89,6 +91,7 @@ impl Ledger {
         let open = NonZeroUsize::new(open_objects_max).unwrap_or(NonZeroUsize::MIN);
         Self {
             budget_bytes,
+            limit_bytes: budget_bytes,
             allocated_bytes: 0,
             reserved_bytes: 0,
             lru: LruCache::unbounded(),
@@ -100,10 +103,10 @@ impl Ledger {
 
     /// Books space for bytes to be written, or names what must go first.
     pub fn reserve(&mut self, bytes: u64) -> Grant {
-        if bytes > self.budget_bytes {
+        if bytes > self.limit_bytes {
             return Grant::NoRoom;
         }
-        if self.allocated_bytes + self.reserved_bytes + bytes <= self.budget_bytes {
+        if self.allocated_bytes + self.reserved_bytes + bytes <= self.limit_bytes {
             self.reserved_bytes += bytes;
             return Grant::Reserved;
         }
@@ -111,6 +114,11 @@ impl Ledger {
             Some((victim, ())) => Grant::Evict(victim),
             None => Grant::NoRoom,
         }
+    }
+
+    /// Less than the budget from now on; `None`: the budget again.
+    pub fn limit(&mut self, bytes: Option<u64>) {
+        self.limit_bytes = bytes.unwrap_or(self.budget_bytes).min(self.budget_bytes);
     }
 
     /// The reserved bytes are written (and accounted) or will not be.

@@ -5,18 +5,26 @@
 //! changes names on disk (rename, unlink, evict); `state` guards the in-memory truth and is never held
 //! across a sync of an eviction, so a read does not wait behind one. Lock order: `place`, then `state`.
 
-use std::fs::{File, OpenOptions};
+mod attrs;
+mod space;
+
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+pub use attrs::LogStat;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::attr::AttrChange;
+use super::attr::{AttrChange, TimeChange};
 use super::partition::PartitionDir;
-use crate::local::{Extent, Stub, durable, stub};
+use super::steps::{
+    copy_gaps, create_rw, cut_hot, open_rw, pieces, remove_overlay, write_hot, write_overlay,
+};
+use crate::failpoint;
+use crate::local::xattrs::Holder;
+use crate::local::{Extent, Stub, Xattrs, durable, stub};
 
 /// Where the bytes are.
 #[derive(Clone, Debug)]
@@ -40,29 +48,6 @@ pub enum Piece {
     Archived(Arc<Stub>, Extent, u64, usize),
 }
 
-/// What `stat` tells, from local state alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogStat {
-    /// Exact size.
-    pub size_bytes: u64,
-    /// Modification time, nanoseconds.
-    pub mtime_ns: u64,
-    /// Access time, nanoseconds.
-    pub atime_ns: u64,
-    /// Change time, nanoseconds.
-    pub ctime_ns: u64,
-    /// Allocated 512-byte units; at least 1 for a file that is not empty.
-    pub blocks: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Hard links.
-    pub nlink: u32,
-}
-
 #[derive(Debug)]
 struct State {
     dir: Arc<PartitionDir>,
@@ -70,6 +55,10 @@ struct State {
     content: Content,
     opens: u32,
     linked: bool,
+    /// A failure left a stub beside the hot file: it goes before the name does, or it would stand for it.
+    stub_beside: bool,
+    /// The stub on disk lacks the newest cut: written before the next change is answered.
+    stub_behind: bool,
 }
 
 /// A `.log` (or `.log.deleted`, `.log.cleaned`, `.log.swap`) of a partition directory.
@@ -80,6 +69,8 @@ pub struct LogFile {
     place: Mutex<()>,
     state: RwLock<State>,
     mutations: AtomicU64,
+    /// It may have set-id bits; false only when it is known to have none.
+    set_id: AtomicBool,
     /// The archived content that equals this file's, if it has been archived.
     archived: RwLock<Option<Arc<Archived>>>,
 }
@@ -95,52 +86,28 @@ pub struct Archived {
     pub compared: bool,
 }
 
-fn broken(why: &str) -> io::Error {
+pub(super) fn broken(why: &str) -> io::Error {
     tracing::debug!(why, "refused a use of a file with a damaged stub");
     io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())
 }
 
-fn nanos(secs: i64, nsec: i64) -> u64 {
-    (secs.max(0) as u64).saturating_mul(1_000_000_000).saturating_add(nsec.max(0) as u64)
-}
-
-impl LogStat {
-    fn of_metadata(m: &std::fs::Metadata) -> Self {
-        Self {
-            size_bytes: m.len(),
-            mtime_ns: nanos(m.mtime(), m.mtime_nsec()),
-            atime_ns: nanos(m.atime(), m.atime_nsec()),
-            ctime_ns: nanos(m.ctime(), m.ctime_nsec()),
-            blocks: m.blocks().max(u64::from(m.len() > 0)),
-            mode: m.mode() & 0o7777,
-            uid: m.uid(),
-            gid: m.gid(),
-            nlink: m.nlink() as u32,
-        }
-    }
-
-    fn of_stub(s: &Stub) -> Self {
-        Self {
-            size_bytes: s.size_bytes,
-            mtime_ns: s.mtime_ns,
-            atime_ns: s.mtime_ns,
-            ctime_ns: s.mtime_ns,
-            blocks: u64::from(s.size_bytes > 0),
-            mode: s.mode,
-            uid: s.uid,
-            gid: s.gid,
-            nlink: 1,
-        }
-    }
-}
-
 impl LogFile {
     pub(super) fn new(id: u64, dir: Arc<PartitionDir>, name: String, content: Content) -> Self {
+        let state = State {
+            dir,
+            name,
+            content,
+            opens: 0,
+            linked: true,
+            stub_beside: false,
+            stub_behind: false,
+        };
         Self {
             id,
             place: Mutex::new(()),
-            state: RwLock::new(State { dir, name, content, opens: 0, linked: true }),
+            state: RwLock::new(state),
             mutations: AtomicU64::new(0),
+            set_id: AtomicBool::new(true),
             archived: RwLock::new(None),
         }
     }
@@ -204,28 +171,6 @@ impl LogFile {
     /// Forgets that it was archived: a comparison found other bytes.
     pub fn forget_archived(&self) {
         *self.archived.write() = None;
-    }
-
-    /// What `stat` tells. Local disk only.
-    pub fn stat(&self) -> io::Result<LogStat> {
-        let s = self.state.read();
-        match &s.content {
-            Content::Hot(Some(file)) => Ok(LogStat::of_metadata(&file.metadata()?)),
-            Content::Hot(None) => {
-                let metadata = s.dir.with_path(&s.name, |path| std::fs::symlink_metadata(path))?;
-                Ok(LogStat::of_metadata(&metadata))
-            }
-            Content::Cold(stub) => Ok(LogStat::of_stub(stub)),
-            Content::Overlaid(stub, file) => {
-                let m = file.metadata()?;
-                let mut stat = LogStat::of_stub(stub);
-                stat.size_bytes = m.len();
-                stat.mtime_ns = nanos(m.mtime(), m.mtime_nsec());
-                stat.blocks = m.blocks().max(u64::from(m.len() > 0));
-                Ok(stat)
-            }
-            Content::Broken(why) => Err(broken(why)),
-        }
     }
 
     /// Notes one more open descriptor. Opens the local file if there is one and none was open.
@@ -307,10 +252,10 @@ impl LogFile {
             let s = self.state.read();
             match &s.content {
                 Content::Hot(Some(file)) => {
-                    return self.mutating(|| file.write_all_at(data, offset));
+                    return self.mutating(|| write_hot(file, data, offset));
                 }
-                Content::Overlaid(stub, file) if !stub.touches(offset, end) => {
-                    return self.mutating(|| file.write_all_at(data, offset));
+                Content::Overlaid(stub, file) if !s.stub_behind && !stub.touches(offset, end) => {
+                    return self.mutating(|| write_overlay(file, data, offset));
                 }
                 Content::Broken(why) => return Err(broken(why)),
                 Content::Hot(None) | Content::Cold(_) | Content::Overlaid(..) => {}
@@ -321,41 +266,51 @@ impl LogFile {
         let (mut stub, file) = match &s.content {
             Content::Hot(_) => {
                 let file = s.dir.with_path(&s.name, open_rw)?;
-                return self.mutating(|| file.write_all_at(data, offset));
+                return self.mutating(|| write_hot(&file, data, offset));
             }
             Content::Cold(stub) => new_overlay(&s, stub)?,
             Content::Overlaid(stub, file) => (stub.as_ref().clone(), file.clone()),
             Content::Broken(why) => return Err(broken(why)),
         };
-        self.mutating(|| {
-            file.write_all_at(data, offset)?;
+        let overlay = stub.overlay.clone();
+        let written = self.mutating(|| {
+            write_overlay(&file, data, offset)?;
             stub.cut(offset, end);
             set_overlaid(&mut s, stub, file)
-        })
+        });
+        written.inspect_err(|_| drop_unused(&s, overlay.as_deref()))
     }
 
     /// Sets the size. Of a cold file only local metadata changes.
     pub fn truncate(&self, size_bytes: u64) -> io::Result<()> {
-        let _place = self.place.lock();
+        let place = self.place.lock();
         let mut s = self.state.write();
         let (mut stub, file) = match &s.content {
-            Content::Hot(Some(file)) => return self.mutating(|| file.set_len(size_bytes)),
+            Content::Hot(Some(file)) => return self.mutating(|| cut_hot(file, size_bytes)),
             Content::Hot(None) => {
                 let file = s.dir.with_path(&s.name, open_rw)?;
-                return self.mutating(|| file.set_len(size_bytes));
+                return self.mutating(|| cut_hot(&file, size_bytes));
             }
-            Content::Cold(stub) if stub.size_bytes == size_bytes => return Ok(()),
+            Content::Cold(stub) if stub.size_bytes == size_bytes => {
+                drop(s);
+                drop(place);
+                let now = AttrChange { mtime: Some(TimeChange::Now), ..AttrChange::default() };
+                return self.set_attr(&now);
+            }
             Content::Cold(stub) => new_overlay(&s, stub)?,
             Content::Overlaid(stub, file) => (stub.as_ref().clone(), file.clone()),
             Content::Broken(why) => return Err(broken(why)),
         };
         // The overlay's length is the file's: should we die before the stub is cut, the next mount cuts it.
-        self.mutating(|| {
+        let overlay = stub.overlay.clone();
+        let cut = self.mutating(|| {
+            failpoint::disk("overlay.truncate")?;
             file.set_len(size_bytes)?;
             stub.cut(size_bytes, u64::MAX);
             stub.size_bytes = size_bytes;
             set_overlaid(&mut s, stub, file)
-        })
+        });
+        cut.inspect_err(|_| drop_unused(&s, overlay.as_deref()))
     }
 
     /// Counts a change before it begins and after it ended, so that nobody who looks at the bytes in
@@ -369,6 +324,7 @@ impl LogFile {
 
     /// Makes local bytes durable. Of a cold file there is nothing to do.
     pub fn sync(&self, data_only: bool) -> io::Result<()> {
+        self.bring_stub_up()?;
         let file = match self.content() {
             Content::Hot(Some(f)) | Content::Overlaid(_, f) => f,
             Content::Hot(None) => Arc::new(File::open(self.path())?),
@@ -378,41 +334,33 @@ impl LogFile {
         if data_only { file.sync_data() } else { file.sync_all() }
     }
 
-    /// Changes mode, owner or times of the file or of what stands for it.
-    pub fn set_attr(&self, change: &AttrChange) -> io::Result<()> {
-        if change.is_empty() {
+    /// Writes the stub that a failure kept from being written.
+    fn bring_stub_up(&self) -> io::Result<()> {
+        if !self.state.read().stub_behind {
             return Ok(());
         }
         let _place = self.place.lock();
         let mut s = self.state.write();
-        let dir = s.dir.pin()?;
-        let path = dir.path(&s.name);
-        match &s.content {
-            Content::Hot(Some(file)) => change.apply_to_file(file),
-            Content::Hot(None) => change.apply_to_file(&File::open(&path)?),
-            Content::Cold(stub) => {
-                let mut stub = stub.as_ref().clone();
-                change.apply_to_stub(&mut stub);
-                stub.write(&path)?;
-                s.content = Content::Cold(Arc::new(stub));
-                Ok(())
+        match s.content.clone() {
+            Content::Overlaid(stub, file) if s.stub_behind => {
+                set_overlaid(&mut s, stub.as_ref().clone(), file)
             }
-            Content::Overlaid(stub, file) => {
-                let file = file.clone();
-                let mut stub = stub.as_ref().clone();
-                change.apply_to_stub(&mut stub);
-                stub.write(&path)?;
-                s.content = Content::Overlaid(Arc::new(stub), file.clone());
-                change.apply_to_file(&file)
-            }
-            Content::Broken(why) => Err(broken(why)),
+            _ => Ok(()),
         }
+    }
+
+    /// Takes away the stub beside a file that stayed hot. The caller holds `place`.
+    fn drop_stub_beside(&self, path: &Path) -> io::Result<()> {
+        durable::remove_if_exists(&stub::path_of(path))?;
+        self.state.write().stub_beside = false;
+        Ok(())
     }
 
     /// Replaces a damaged stub by one that the local manifest proves.
     pub fn repair(&self, stub: Stub) -> io::Result<()> {
         let _place = self.place.lock();
         let (dir, name) = self.place();
+        failpoint::disk("recover.stub.mend")?;
         stub.write(&dir.pin()?.path(&name))?;
         self.state.write().content = Content::Cold(Arc::new(stub));
         Ok(())
@@ -428,32 +376,44 @@ impl LogFile {
             return Ok(false);
         }
         let stat = self.stat()?;
-        if stat.nlink != 1 || stat.size_bytes != archived.stub.size_bytes {
+        let same_size = stat.size_bytes == archived.stub.size_bytes;
+        if stat.nlink != 1 || !same_size || !stat.fits_a_stub() {
             return Ok(false);
         }
-        let mut stub = archived.stub.clone();
-        (stub.mtime_ns, stub.mode, stub.uid, stub.gid) =
-            (stat.mtime_ns, stat.mode, stat.uid, stat.gid);
         // `place` keeps the name; the directory may be renamed while this waits for the disk.
         let (dir, name) = self.place();
         let pinned = dir.pin()?;
         let path = pinned.path(&name);
-        stub.write(&path)?;
+        let Some(xattrs) = Xattrs::read(Holder::Path(&path))? else { return Ok(false) };
+        let mut stub = Stub { xattrs, ..archived.stub.clone() };
+        stat.give_to(&mut stub);
+        failpoint::disk("evict.stub")?;
+        self.state.write().stub_beside = true;
+        if let Err(e) = stub.write(&path) {
+            self.drop_stub_beside(&path)?;
+            return Err(e);
+        }
+        failpoint::step("evict.swap");
         let before = {
             let mut s = self.state.write();
             if self.mutations() != archived.mutations {
                 drop(s);
-                durable::remove_if_exists(&stub::path_of(&path))?;
+                self.drop_stub_beside(&path)?;
                 return Ok(false);
             }
+            s.stub_beside = false;
             std::mem::replace(&mut s.content, Content::Cold(Arc::new(stub)))
         };
-        if let Err(e) = std::fs::remove_file(&path) {
+        let removed = failpoint::disk("evict.unlink").and_then(|()| std::fs::remove_file(&path));
+        if let Err(e) = removed {
             // The file is there still, and where both are it wins.
-            self.state.write().content = before;
-            durable::remove_if_exists(&stub::path_of(&path))?;
+            let mut s = self.state.write();
+            (s.content, s.stub_beside) = (before, true);
+            drop(s);
+            self.drop_stub_beside(&path)?;
             return Err(e);
         }
+        failpoint::step("evict.done");
         Ok(true)
     }
 
@@ -467,13 +427,15 @@ impl LogFile {
             Content::Hot(_) | Content::Broken(_) => return Ok(false),
         };
         let staged = self.overlay_dir().join(format!("{:016x}.hydrate", self.id));
+        failpoint::disk("hydrate.file")?;
         let file = create_rw(&staged)?;
         let size = local.as_ref().map_or(Ok(stub.size_bytes), |f| f.metadata().map(|m| m.len()))?;
         file.set_len(size)?;
         let filled =
             fill(&file, &stub).and_then(|()| copy_gaps(&stub, local.as_deref(), &file, size));
         // Made durable here, where nobody waits for it.
-        let durable = filled.and_then(|()| file.sync_all());
+        let durable = filled.and_then(|()| failpoint::disk("hydrate.sync"));
+        let durable = durable.and_then(|()| file.sync_all());
         let done = durable.and_then(|()| self.install(&staged, file, &stub, before));
         if !matches!(done, Ok(true)) {
             durable::remove_if_exists(&staged)?;
@@ -484,13 +446,22 @@ impl LogFile {
     fn install(&self, staged: &Path, file: File, stub: &Stub, before: u64) -> io::Result<bool> {
         let _place = self.place.lock();
         let stat = self.stat()?;
+        // What it stands for now: `place` keeps mode, owner and attributes as they are.
+        let xattrs = match self.content() {
+            Content::Cold(stub) | Content::Overlaid(stub, _) => stub.xattrs.clone(),
+            Content::Hot(_) | Content::Broken(_) => return Ok(false),
+        };
+        let owner = AttrChange { uid: Some(stat.uid), gid: Some(stat.gid), ..Default::default() };
+        owner.apply_to_file(&file)?;
+        xattrs.write(Holder::File(&file))?;
+        let at = |(secs, nanos)| Some(TimeChange::At(secs, nanos));
         let change = AttrChange {
             mode: Some(stat.mode),
-            uid: Some(stat.uid),
-            gid: Some(stat.gid),
-            mtime_ns: Some(stat.mtime_ns),
-            atime_ns: None,
+            atime: at(stat.atime),
+            mtime: at(stat.mtime),
+            ..Default::default()
         };
+        failpoint::disk("hydrate.attributes")?;
         change.apply_to_file(&file)?;
         file.sync_all()?;
         let mut s = self.state.write();
@@ -499,12 +470,18 @@ impl LogFile {
         }
         let pinned = s.dir.pin()?;
         let path = pinned.path(&s.name);
+        failpoint::disk("hydrate.rename")?;
         std::fs::rename(staged, &path)?;
         s.content = Content::Hot((s.opens > 0).then(|| Arc::new(file)));
+        (s.stub_beside, s.stub_behind) = (true, false);
         drop(s);
+        failpoint::disk("hydrate.names.sync")?;
         durable::sync_dir(&pinned.path(""))?;
-        durable::remove_if_exists(&stub::path_of(&path))?;
+        failpoint::disk("hydrate.stub")?;
+        self.drop_stub_beside(&path)?;
+        failpoint::disk("hydrate.overlay")?;
         remove_overlay(&self.overlay_dir(), stub)?;
+        failpoint::step("hydrate.done");
         Ok(true)
     }
 
@@ -521,10 +498,17 @@ impl LogFile {
         let mut s = self.state.write();
         let (from, to) = (s.dir.path().join(&s.name), dir.path().join(name));
         match s.content {
-            Content::Hot(_) => std::fs::rename(&from, &to)?,
+            Content::Hot(_) => {
+                s.leave_no_stub(&from)?;
+                failpoint::disk("log.rename")?;
+                std::fs::rename(&from, &to)?;
+                failpoint::step("log.renamed");
+            }
             Content::Cold(_) | Content::Overlaid(..) | Content::Broken(_) => {
                 // A file under the new name would win over the stub, so it goes first.
+                failpoint::disk("cold.rename.over")?;
                 durable::remove_if_exists(&to)?;
+                failpoint::disk("cold.rename")?;
                 std::fs::rename(stub::path_of(&from), stub::path_of(&to))?;
             }
         }
@@ -538,10 +522,18 @@ impl LogFile {
         let mut s = self.state.write();
         let path = s.dir.path().join(&s.name);
         match &s.content {
-            Content::Hot(_) => std::fs::remove_file(&path)?,
+            Content::Hot(_) => {
+                s.leave_no_stub(&path)?;
+                failpoint::disk("log.unlink")?;
+                std::fs::remove_file(&path)?;
+            }
             Content::Cold(stub) | Content::Overlaid(stub, _) => {
+                failpoint::disk("cold.unlink")?;
                 std::fs::remove_file(stub::path_of(&path))?;
-                remove_overlay(s.dir.overlay_dir(), stub)?;
+                // The name is gone; what nobody names any more goes at the next mount at the latest.
+                let removed = failpoint::disk("cold.unlink.overlay")
+                    .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
+                note_leftover(&path, removed);
             }
             Content::Broken(_) => std::fs::remove_file(stub::path_of(&path))?,
         }
@@ -554,7 +546,12 @@ impl LogFile {
         let mut s = self.state.write();
         let path = s.dir.path().join(&s.name);
         match &s.content {
-            Content::Hot(_) => std::fs::rename(&path, target)?,
+            Content::Hot(_) => {
+                s.leave_no_stub(&path)?;
+                failpoint::disk("spool.move")?;
+                std::fs::rename(&path, target)?;
+                failpoint::step("spool.moved");
+            }
             _ => return Err(io::Error::other("only a hot file has bytes to keep")),
         }
         s.linked = false;
@@ -562,99 +559,96 @@ impl LogFile {
     }
 
     /// `by` took its name on disk: what stood for it goes, and with a cold `by` its stub is there already.
-    pub(super) fn replaced_by(&self, by: &LogFile) -> io::Result<()> {
+    /// Cannot fail: the name has changed hands, and a stub that stays is noted as beside `by`.
+    pub(super) fn replaced_by(&self, by: &LogFile) {
         let mut s = self.state.write();
         let path = s.dir.path().join(&s.name);
-        if !matches!(s.content, Content::Hot(_)) && by.is_hot() {
-            durable::remove_if_exists(&stub::path_of(&path))?;
+        let has_stub = s.stub_beside || !matches!(s.content, Content::Hot(_));
+        if has_stub && by.is_hot() {
+            let removed = failpoint::disk("replaced.stub")
+                .and_then(|()| durable::remove_if_exists(&stub::path_of(&path)));
+            by.state.write().stub_beside = removed.is_err();
+            note_leftover(&path, removed);
         }
         if let Content::Cold(stub) | Content::Overlaid(stub, _) = &s.content {
-            remove_overlay(s.dir.overlay_dir(), stub)?;
+            let removed = failpoint::disk("replaced.overlay")
+                .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
+            note_leftover(&path, removed);
         }
         s.linked = false;
+    }
+}
+
+impl State {
+    /// Before the hot file's name goes: a stub that a failure left beside it would stand for it from then on.
+    fn leave_no_stub(&mut self, path: &Path) -> io::Result<()> {
+        if self.stub_beside {
+            durable::remove_if_exists(&stub::path_of(path))?;
+            self.stub_beside = false;
+        }
         Ok(())
     }
 }
 
-fn open_rw(path: &Path) -> io::Result<File> {
-    match OpenOptions::new().read(true).write(true).open(path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => File::open(path),
-        other => other,
+fn note_leftover(path: &Path, removed: io::Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(file = %path.display(), %error, "what stood for a removed file stays until the next mount");
     }
-}
-
-fn create_rw(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
 }
 
 /// An overlay of the file's size, not yet named by any stub.
 fn new_overlay(s: &State, stub: &Stub) -> io::Result<(Stub, Arc<File>)> {
     let id = format!("{:016x}", crate::clock::random_u64());
-    let file = create_rw(&s.dir.overlay_dir().join(&id))?;
-    file.set_len(stub.size_bytes)?;
+    failpoint::disk("overlay.file")?;
+    let path = s.dir.overlay_dir().join(&id);
+    let file = create_rw(&path)?;
+    let sized = failpoint::disk("overlay.size").and_then(|()| file.set_len(stub.size_bytes));
+    if let Err(e) = sized {
+        durable::remove_if_exists(&path)?;
+        return Err(e);
+    }
     let mut stub = stub.clone();
     stub.overlay = Some(id);
+    if !s.linked {
+        // For those who have it open: what was deleted leaves nothing behind.
+        remove_overlay(s.dir.overlay_dir(), &stub)?;
+    }
     Ok((stub, Arc::new(file)))
 }
 
-/// The overlay's bytes are made durable before a stub says that they answer for a range.
+/// An overlay that no stub came to name: it takes no space.
+fn drop_unused(s: &State, overlay: Option<&str>) {
+    if let (Content::Cold(_), Some(id)) = (&s.content, overlay) {
+        let path = s.dir.overlay_dir().join(id);
+        note_leftover(&path, durable::remove_if_exists(&path));
+    }
+}
+
+/// Writes the stub beside its name; a name that was deleted must not come back by it.
+fn write_stub(s: &State, stub: &Stub) -> io::Result<()> {
+    if !s.linked {
+        return Ok(());
+    }
+    let dir = s.dir.pin()?;
+    stub.write(&dir.path(&s.name))
+}
+
+/// From now on the overlay answers for what the stub gives up. An error says that this is not durable yet.
 fn set_overlaid(s: &mut State, stub: Stub, file: Arc<File>) -> io::Result<()> {
-    file.sync_all()?;
-    durable::sync_dir(s.dir.overlay_dir())?;
-    let written = s.dir.pin().and_then(|dir| stub.write(&dir.path(&s.name)));
+    let written = write_overlaid(s, &stub, &file);
+    failpoint::step("overlay.done");
     // Also when it could not be written: the bytes that it gives up are no longer the file's.
+    s.stub_behind = written.is_err();
     s.content = Content::Overlaid(Arc::new(stub), file);
     written
 }
 
-fn remove_overlay(dir: &Path, stub: &Stub) -> io::Result<()> {
-    stub.overlay.as_ref().map_or(Ok(()), |id| durable::remove_if_exists(&dir.join(id)))
-}
-
-fn pieces(
-    stub: &Arc<Stub>,
-    local: Option<&Arc<File>>,
-    offset: u64,
-    end: u64,
-) -> io::Result<Vec<Piece>> {
-    let mut out = Vec::new();
-    let mut at = offset;
-    while at < end {
-        let next = stub.extents.iter().find(|e| e.file_end > at);
-        let (piece, stop) = match next {
-            Some(e) if e.file_start <= at => {
-                let stop = e.file_end.min(end);
-                let object_at = e.object_start + (at - e.file_start);
-                (Piece::Archived(stub.clone(), e.clone(), object_at, (stop - at) as usize), stop)
-            }
-            other => {
-                let stop = other.map_or(end, |e| e.file_start.min(end));
-                let file = local.ok_or_else(|| broken("a range that neither tier holds"))?;
-                (Piece::Local(file.clone(), at, (stop - at) as usize), stop)
-            }
-        };
-        out.push(piece);
-        at = stop;
-    }
-    Ok(out)
-}
-
-/// Copies what no extent covers from the overlay.
-fn copy_gaps(stub: &Stub, local: Option<&File>, to: &File, size: u64) -> io::Result<()> {
-    let Some(local) = local else { return Ok(()) };
-    let mut buffer = vec![0u8; 1 << 20];
-    let mut at = 0;
-    while at < size {
-        let covered = stub.extents.iter().find(|e| e.file_start <= at && at < e.file_end);
-        if let Some(e) = covered {
-            at = e.file_end;
-            continue;
-        }
-        let next = stub.extents.iter().map(|e| e.file_start).find(|s| *s > at).unwrap_or(size);
-        let len = buffer.len().min((next.min(size) - at) as usize);
-        local.read_exact_at(&mut buffer[..len], at)?;
-        to.write_all_at(&buffer[..len], at)?;
-        at += len as u64;
-    }
-    Ok(())
+/// The overlay's bytes are made durable before a stub says that they answer for a range.
+fn write_overlaid(s: &State, stub: &Stub, file: &File) -> io::Result<()> {
+    failpoint::disk("overlay.sync")?;
+    file.sync_all()?;
+    failpoint::disk("overlay.names.sync")?;
+    durable::sync_dir(s.dir.overlay_dir())?;
+    failpoint::disk("overlay.stub")?;
+    write_stub(s, stub)
 }

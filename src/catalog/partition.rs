@@ -4,7 +4,7 @@
 //! Lock order: `logs`, then a file's `place`, then its `state`, then `name`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::attr::NewMode;
 use super::log_file::{Content, LogFile};
 use crate::kafka::checkpoint;
 use crate::kafka::names::{self, DirKind, FileKind, PartitionDirName, Suffix};
+use crate::local::deleted::Deleted;
+use crate::local::durable;
 use crate::types::{ChainId, TopicId, TopicPartition};
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -176,6 +179,13 @@ impl PartitionDir {
         }
     }
 
+    /// What was known when Kafka renamed it to be deleted, from an earlier process.
+    pub(super) fn recall(&self, known: Deleted) {
+        let mut facts = self.facts.lock();
+        facts.committed_offset = known.committed_offset;
+        facts.live_tp = Some(known.tp);
+    }
+
     pub(super) fn remembered_committed(&self) -> Option<i64> {
         self.facts.lock().committed_offset
     }
@@ -249,10 +259,11 @@ impl PartitionDir {
     pub fn create_log(
         self: &Arc<Self>,
         name: &str,
-        mode: u32,
+        mode: impl Into<NewMode>,
         owner: Option<(u32, u32)>,
         exclusive: bool,
     ) -> io::Result<Arc<LogFile>> {
+        let mode = mode.into();
         let mut logs = self.logs.lock();
         if let Some(log) = logs.get(name) {
             if exclusive {
@@ -320,7 +331,7 @@ impl PartitionDir {
             }
             log.move_to(self, to)?;
             if let Some(replaced) = &replaced {
-                replaced.replaced_by(&log)?;
+                replaced.replaced_by(&log);
             }
             logs.remove(from);
             logs.insert(to.to_owned(), log.clone());
@@ -338,7 +349,7 @@ impl PartitionDir {
         self.with_path(to, |path| std::fs::rename(from, path))?;
         let log = self.insert(&mut logs, to, Content::Hot(None));
         if let Some(replaced) = &replaced {
-            replaced.replaced_by(&log)?;
+            replaced.replaced_by(&log);
         }
         drop(place);
         self.mark_changed();
@@ -400,18 +411,24 @@ pub fn is_log_like(name: &str) -> bool {
     names::parse_file(name).is_some_and(|n| n.kind == FileKind::Log)
 }
 
-fn create_file(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<File> {
-    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+fn create_file(path: &Path, mode: NewMode, owner: Option<(u32, u32)>) -> io::Result<File> {
+    use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
     let file = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(mode)
+        .mode(mode.bits)
         .open(path)?;
-    if let Some((uid, gid)) = owner {
-        std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+    let owned =
+        owner.map_or(Ok(()), |(uid, gid)| std::os::unix::fs::fchown(&file, Some(uid), Some(gid)));
+    let settled = owned.and_then(|()| match mode.corrected(file.metadata()?.mode()) {
+        Some(bits) => file.set_permissions(Permissions::from_mode(bits)),
+        None => Ok(()),
+    });
+    if let Err(e) = settled {
+        // Nobody was told of it.
+        durable::remove_if_exists(path)?;
+        return Err(e);
     }
-    // The caller's umask was applied by the kernel already; ours must not be.
-    file.set_permissions(std::fs::Permissions::from_mode(mode))?;
     Ok(file)
 }

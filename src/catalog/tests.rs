@@ -1,12 +1,14 @@
 //! A `.log` through its tiers, against what a plain file would hold, with re-openings in between.
 
+mod exercise;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Archived, Catalog, Content, LogFile, Piece};
-use crate::local::{Stub, datadir, stub};
+use crate::local::{Stub, datadir, deleted, stub};
 use crate::types::{ArchivedSegment, ChainId, Sha256, TopicId, UploadId};
 
 const NAME: &str = "00000000000000000000.log";
@@ -310,6 +312,34 @@ fn a_watermark_of_a_new_directory_is_trusted_after_two_rewrites_only() {
 }
 
 #[test]
+fn what_was_committed_of_a_deleted_partition_is_known_after_a_restart() {
+    let mut world = World::new(b"");
+    let checkpoint = world.hot.join("replication-offset-checkpoint");
+    let rewrite = |catalog: &Catalog, text: &str| {
+        std::fs::write(&checkpoint, text).unwrap();
+        catalog.root_file_replaced("replication-offset-checkpoint").unwrap();
+    };
+    rewrite(&world.catalog, "0\n1\na 0 6\n");
+    rewrite(&world.catalog, "0\n1\na 0 6\n");
+    let gone = "b-7.0123456789abcdef0123456789abcdef-delete";
+    world.catalog.note_deletion("a-0", "a-0-stays");
+    assert!(!world.hot.join("a-0").join(deleted::FILE).exists(), "only for a deletion");
+    world.catalog.note_deletion("a-0", gone);
+    world.catalog.rename_dir("a-0", gone).unwrap();
+    rewrite(&world.catalog, "0\n0\n");
+    world.reopen();
+    let dir = world.catalog.dir(gone).unwrap();
+    assert_eq!(world.catalog.committed_offset(&dir), Some(6));
+    assert_eq!(dir.tp().to_string(), "a-0");
+
+    let note = world.hot.join(gone).join(deleted::FILE);
+    let damaged = std::fs::read_to_string(&note).unwrap().replace(":6", ":7");
+    std::fs::write(&note, damaged).unwrap();
+    world.reopen();
+    assert_eq!(world.catalog.committed_offset(&world.catalog.dir(gone).unwrap()), None);
+}
+
+#[test]
 fn an_empty_or_unreadable_checkpoint_of_kafka_does_not_stop_a_mount() {
     let mut world = World::new(b"");
     for text in ["", "0\n1\na 0", "nonsense"] {
@@ -318,4 +348,46 @@ fn an_empty_or_unreadable_checkpoint_of_kafka_does_not_stop_a_mount() {
         let dir = world.catalog.dir("a-0").unwrap();
         assert_eq!(world.catalog.committed_offset(&dir), None);
     }
+}
+
+#[test]
+fn a_cut_that_could_not_be_noted_is_noted_before_the_next_change_is_answered() {
+    let bytes = vec![5u8; 200_000];
+    let mut world = World::new(&bytes);
+    assert!(world.evict(&bytes));
+    let blocked = crate::local::durable::tmp_of(&stub::path_of(&world.path()));
+    std::fs::create_dir(&blocked).unwrap();
+    let log = world.log();
+    assert!(log.write_at(100, b"lost").is_err());
+    std::fs::remove_dir(&blocked).unwrap();
+    log.write_at(100, b"kept").unwrap();
+    world.reopen();
+    let Content::Overlaid(stub, overlay) = world.log().content() else {
+        panic!("{:?}", world.log().content())
+    };
+    let mut found = [0; 4];
+    overlay.read_exact_at(&mut found, 100).unwrap();
+    assert!(found == *b"kept" && !stub.touches(100, 104));
+}
+
+#[test]
+fn a_stub_that_a_failure_left_beside_a_file_goes_with_the_file() {
+    let bytes = vec![5u8; 1000];
+    let mut world = World::new(&bytes);
+    assert!(world.evict(&bytes));
+    let left = stub::path_of(&world.path());
+    let text = std::fs::read(&left).unwrap();
+    let log = world.log();
+    let hydrated = log.hydrate(|file, _| {
+        file.write_all_at(&bytes, 0)?;
+        // In its place stands what cannot be removed as a file.
+        std::fs::remove_file(&left)?;
+        std::fs::create_dir(&left)
+    });
+    assert!(hydrated.is_err() && log.is_hot());
+    std::fs::remove_dir(&left).unwrap();
+    std::fs::write(&left, text).unwrap();
+    world.catalog.dir("a-0").unwrap().remove_log(NAME).unwrap();
+    world.reopen();
+    assert!(world.catalog.dir("a-0").unwrap().log(NAME).is_none(), "it came back");
 }

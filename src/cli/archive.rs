@@ -48,11 +48,13 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
         store: store.clone(),
         manifest: ManifestLog::new(Some(store), None),
         spool: None,
+        room: None,
         clock: Clock::system(),
         store_id: None,
         on_identity: None,
         fetch: None,
         cached_bytes: None,
+        on_pace: None,
     };
     let tier = Tier::new(config, deps);
     let progress = |p: &OnceProgress| {

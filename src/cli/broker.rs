@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::archive_threads::ArchiveThreads;
 use super::args::{LogOpen, MountArgs};
 use super::objects::{self, Answer};
 use super::status::StatusSource;
@@ -13,12 +14,12 @@ use crate::cache::{BlockCache, CacheConfig};
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::fuse::FuseConfig;
-use crate::local::DataDir;
 use crate::local::datadir::Identity;
+use crate::local::{DataDir, Room};
 use crate::manifest::ManifestLog;
 use crate::read::{ReadConfig, ReadHint, ReadStreams, Reader};
 use crate::store::{Store, StoreIdentity};
-use crate::tier::{Fetch, Tier, TierConfig, TierDeps};
+use crate::tier::{Fetch, OnPace, Tier, TierConfig, TierDeps};
 use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, LogOpenMode, Vfs, VfsConfig, log_source};
 
 /// Runs until it is unmounted.
@@ -27,7 +28,8 @@ pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
     mountpoint::check_apart(&mountpoint, data, "data directory")?;
     let patterns = objects::patterns(&args.topics)?;
     let store = objects::store(&args.store)?;
-    let runtime = serve::runtime()?;
+    let (runtime, archiving) = (serve::runtime()?, ArchiveThreads::runtime()?);
+    let (archiving, archive_threads) = archiving;
     let clock = Clock::system();
     let data = open_data(data, &store, &runtime, &clock)?;
     if background::is_child() {
@@ -38,10 +40,11 @@ pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data = %data.root().display(), store = %store.url(), nofile, "starting a broker mount");
     note_mount(&data, &mountpoint);
 
-    let parts = build(args, &data, store, patterns, &runtime, &clock)?;
+    let on_pace: OnPace = Arc::new(move |behind| archive_threads.set_behind(behind));
+    let parts = build(args, &data, store, patterns, (&runtime, on_pace), &clock)?;
     let tier = parts.tier.clone();
     let (stop, stopped) = watch::channel(false);
-    let engine = runtime.spawn(tier.run(stopped));
+    let engine = archiving.spawn(tier.run(stopped));
     let config = FuseConfig {
         source: format!("everlog:{}", data.root().display()),
         threads: usize::from(args.threads),
@@ -50,7 +53,8 @@ pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
     };
     let served = serve::serve(parts.vfs, &runtime, &mountpoint, &config, &log);
     let _ = stop.send(true);
-    let _ = runtime.block_on(engine);
+    let _ = archiving.block_on(engine);
+    archiving.shutdown_timeout(std::time::Duration::from_secs(5));
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     drop(data);
     served
@@ -112,7 +116,13 @@ fn open_data(
         created_ms: known.as_ref().map_or(clock.now_ms(), |k| k.created_ms),
     };
     if known.as_ref() != Some(&identity) {
-        data.set_identity(&identity)?;
+        match data.set_identity(&identity) {
+            // It is the right one, and only a mount can make room on a full disk.
+            Err(e) if known.is_some() && e.is_disk_full() => {
+                eprintln!("everlog: warning: {e}; mounting all the same");
+            }
+            written => written?,
+        }
     }
     Ok(data)
 }
@@ -149,7 +159,7 @@ fn build(
     data: &DataDir,
     store: Store,
     (include, exclude): (globset::GlobSet, globset::GlobSet),
-    runtime: &tokio::runtime::Runtime,
+    (runtime, on_pace): (&tokio::runtime::Runtime, OnPace),
     clock: &Clock,
 ) -> Result<Parts, CliError> {
     let catalog = Catalog::open(&data.hot(), &data.overlay())
@@ -161,7 +171,8 @@ fn build(
         ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
     let reader =
         Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
-    let manifest = ManifestLog::new(Some(store.clone()), Some(data.manifest()));
+    let archive_store = store.with_own_connections()?;
+    let manifest = ManifestLog::new(Some(archive_store.clone()), Some(data.manifest()));
     let config = TierConfig {
         hot_bytes: args.hot_bytes,
         hot_age_ms: args.hot_age.map(|a| a.as_millis() as u64),
@@ -170,19 +181,23 @@ fn build(
         include,
         exclude,
         on_discard: args.on_discard.clone(),
+        forget_archived_pages: matches!(args.log_open, LogOpen::Cached),
         ..TierConfig::default()
     };
     let cached = cache.clone();
+    let room = Arc::new(Room::new(data.root(), shrink(cache.clone())));
     let deps = TierDeps {
         catalog: catalog.clone(),
-        store: store.clone(),
+        store: archive_store,
         manifest,
         spool: Some(data.spool()),
+        room: Some(room),
         clock: clock.clone(),
         store_id: data.identity()?.and_then(|i| i.store_id),
         on_identity: Some(keep_identity(data)),
         fetch: Some(fetch(reader.clone())),
         cached_bytes: Some(Arc::new(move |key| cached.cached_bytes(key))),
+        on_pace: Some(on_pace),
     };
     let tier = Tier::new(config, deps);
     let report = tier.recover();
@@ -231,6 +246,17 @@ fn keep_identity(data: &DataDir) -> crate::tier::OnIdentity {
         });
         if let Err(e) = kept {
             tracing::error!(error = %e, "cannot note the store's identity in the data directory");
+        }
+    })
+}
+
+/// A full disk takes the cache's space first.
+fn shrink(cache: Arc<BlockCache>) -> crate::local::room::Shrink {
+    Box::new(move |bytes| match bytes {
+        Some(bytes) => cache.give_back(bytes),
+        None => {
+            cache.grow();
+            0
         }
     })
 }

@@ -167,6 +167,12 @@ fn render(doc: &Value) -> String {
             number(doc, "/quarantine")
         );
     }
+    let (free, reserve) = (number(doc, "/disk/free_bytes"), number(doc, "/disk/reserve_bytes"));
+    if free < reserve {
+        let full = doc.pointer("/disk/full").and_then(Value::as_bool).unwrap_or(false);
+        let how = if full { "FULL, appends fail" } else { "nearly full" };
+        let _ = writeln!(out, "disk: {how}; {} free", show_bytes(free));
+    }
     let _ = writeln!(
         out,
         "store: {} up, {} down; requests: {} get, {} put, {} list, {} errors",

@@ -14,15 +14,15 @@ use fuser::{
     BackingId, BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use futures::FutureExt as _;
 use tokio::runtime::Handle as Runtime;
 
-use super::convert::{caller, errno, file_attr, file_type, nanos};
+use super::convert::{caller, errno, file_attr, file_type, time_change};
 use super::passthrough::Passthrough;
 use crate::catalog::AttrChange;
-use crate::vfs::{Attr, Handle, OpenAs, Opened, ReadReply, SetAttr, Vfs, VfsError};
+use crate::vfs::{AskedMode, Attr, OpenAs, Opened, ReadReply, SetAttr, Vfs, VfsError};
 
 /// Names do not change behind the kernel's back: the daemon is the only way to them.
 const ENTRY_TTL: Duration = Duration::from_secs(3600);
@@ -126,6 +126,16 @@ fn reply_empty(done: Result<()>, reply: ReplyEmpty) {
     }
 }
 
+/// A size of 0 asks how long it is.
+fn reply_xattr(bytes: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match bytes {
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
 fn writes(flags: OpenFlags) -> bool {
     flags.acc_mode() != OpenAccMode::O_RDONLY
 }
@@ -141,6 +151,18 @@ impl Filesystem for Adapter {
         for flag in useful {
             // One that the kernel lacks is done without.
             let _ = config.add_capabilities(flag);
+        }
+        if self.vfs.has_log_dir() {
+            // Access lists are kept below and enforced by the kernel, which leaves the umask to us then. Set-id bits
+            // are taken away here: else the kernel asks at each write for what a program may do (`security.capability`).
+            let all = [
+                InitFlags::FUSE_POSIX_ACL,
+                InitFlags::FUSE_DONT_MASK,
+                InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            ];
+            for flag in all {
+                let _ = config.add_capabilities(flag);
+            }
         }
         let _ = config.set_max_write(1 << 20);
         let _ = config.set_max_background(256);
@@ -179,7 +201,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -199,11 +221,12 @@ impl Filesystem for Adapter {
             mode: mode.map(|m| m & 0o7777),
             uid,
             gid,
-            atime_ns: atime.map(nanos),
-            mtime_ns: mtime.map(nanos),
+            atime: atime.map(time_change),
+            mtime: mtime.map(time_change),
         };
         let change = SetAttr { size_bytes: size, attrs };
-        reply_attr(guarded(|| self.vfs.tree(ino.0)?.setattr(ino.0, &change)), reply);
+        let changed = guarded(|| self.vfs.tree(ino.0)?.setattr(ino.0, &change, caller(req)));
+        reply_attr(changed, reply);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -220,12 +243,13 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let asked = AskedMode { mode, umask };
         let made =
-            guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, mode, rdev, caller(req)));
+            guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, asked, rdev, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
     }
 
@@ -235,10 +259,11 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let made = guarded(|| self.vfs.tree(parent.0)?.mkdir(parent.0, name, mode, caller(req)));
+        let asked = AskedMode { mode, umask };
+        let made = guarded(|| self.vfs.tree(parent.0)?.mkdir(parent.0, name, asked, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
     }
 
@@ -273,14 +298,16 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let no_replace = flags.contains(RenameFlags::RENAME_NOREPLACE);
-        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
+        let no_replace = flags == RenameFlags::RENAME_NOREPLACE;
+        let exchange = flags == RenameFlags::RENAME_EXCHANGE;
+        if !(no_replace || exchange || flags.is_empty()) {
             return reply.error(Errno::EINVAL);
         }
         let done = guarded(|| {
             let tree = self.vfs.tree(parent.0)?;
             self.vfs.tree(newparent.0)?;
-            tree.rename((parent.0, name), (newparent.0, newname), no_replace)
+            let (from, to) = ((parent.0, name), (newparent.0, newname));
+            if exchange { tree.exchange(from, to) } else { tree.rename(from, to, no_replace) }
         });
         reply_empty(done, reply);
     }
@@ -348,12 +375,13 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match guarded(|| self.vfs.write(fh.0, offset, data)) {
+        let strip = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match guarded(|| self.vfs.write(fh.0, offset, data, strip)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(&e)),
         }
@@ -420,14 +448,16 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let handle = match self.vfs.entries(fh.0) {
-            Ok(handle) => handle,
+        let listing = match guarded(|| self.vfs.listing(ino.0, fh.0, offset == 0)) {
+            Ok(listing) => listing,
             Err(e) => return reply.error(errno(&e)),
         };
-        let Handle::Dir(entries) = &*handle else { return reply.error(Errno::EBADF) };
-        let dots = [(".", ino.0), ("..", ino.0)];
+        if listing.damage.is_some() && offset as usize >= listing.entries.len() + 2 {
+            return reply.error(Errno::EIO);
+        }
+        let dots = [(".", ino.0), ("..", self.vfs.parent(ino.0))];
         let dots = dots.iter().map(|(n, i)| (OsStr::new(*n), *i, fuser::FileType::Directory));
-        let rest = entries.iter().map(|e| (e.name.as_os_str(), e.ino, file_type(e.kind)));
+        let rest = listing.entries.iter().map(|e| (e.name.as_os_str(), e.ino, file_type(e.kind)));
         for (at, (name, ino, kind)) in dots.chain(rest).enumerate().skip(offset as usize) {
             if reply.add(INodeNo(ino), at as u64 + 1, kind, name) {
                 break;
@@ -485,13 +515,13 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let exclusive = flags & (rustix::fs::OFlags::EXCL.bits() as i32) != 0;
-        let mode = mode & 0o7777;
-        match guarded(|| self.vfs.create(parent.0, name, mode, exclusive, caller(req))) {
+        let asked = AskedMode { mode: mode & 0o7777, umask };
+        match guarded(|| self.vfs.create(parent.0, name, asked, exclusive, caller(req))) {
             Ok((attr, opened)) => {
                 let (fh, attrs) = (FileHandle(opened.fh), file_attr(&attr));
                 let none = Generation(0);
@@ -510,9 +540,43 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn fallocate(
+    fn setxattr(
         &self,
         _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let set = || self.vfs.tree(ino.0)?.set_xattr(ino.0, name, value, flags as u32);
+        reply_empty(guarded(set), reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let value = guarded(|| match self.vfs.attributes(ino.0)? {
+            Some(tree) => tree.xattr(ino.0, name),
+            None => Err(VfsError::NoAttribute),
+        });
+        reply_xattr(value, size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = guarded(|| match self.vfs.attributes(ino.0)? {
+            Some(tree) => tree.xattr_names(ino.0),
+            None => Ok(Vec::new()),
+        });
+        reply_xattr(names, size, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(guarded(|| self.vfs.tree(ino.0)?.remove_xattr(ino.0, name)), reply);
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -520,7 +584,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let done = guarded(|| self.vfs.fallocate(fh.0, mode as u32, offset, length));
+        let range = (offset, length);
+        let done = guarded(|| self.vfs.fallocate(fh.0, mode as u32, range, caller(req)));
         reply_empty(done, reply);
     }
 

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
+use crate::catalog::TimeChange;
 use crate::vfs::{Attr, Caller, Kind, VfsError};
 
 pub fn errno(e: &VfsError) -> Errno {
@@ -53,10 +54,18 @@ pub fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), tid: req.pid() }
 }
 
-pub fn nanos(t: TimeOrNow) -> u64 {
+/// `fuser` gives a time before the epoch as that many seconds *and* nanoseconds before it, though the
+/// nanoseconds count from the second onward; here they do again.
+pub fn time_change(t: TimeOrNow) -> TimeChange {
     let at = match t {
         TimeOrNow::SpecificTime(at) => at,
-        TimeOrNow::Now => SystemTime::now(),
+        TimeOrNow::Now => return TimeChange::Now,
     };
-    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64
+    match at.duration_since(UNIX_EPOCH) {
+        Ok(after) => TimeChange::At(after.as_secs() as i64, after.subsec_nanos()),
+        Err(before) => {
+            let before = before.duration();
+            TimeChange::At(-(before.as_secs() as i64), before.subsec_nanos())
+        }
+    }
 }

@@ -1,36 +1,56 @@
 //! Backing files of inodes that the kernel reads and writes without the daemon.
 //!
-//! The kernel allows one backing file per inode: all opens of an inode share one id, which lives until
-//! the last of them is closed. When the kernel refuses the first one (no privilege, an old kernel, a
-//! stacked filesystem below), passthrough is off for the whole mount: modes must not be mixed.
+//! The kernel allows one mode per inode while it is open anywhere: all opens of an inode share one backing
+//! id, or all go through the daemon. So the first open decides, and its decision lives until the last
+//! descriptor is closed. When the kernel refuses the very first one (no privilege, an old kernel, a stacked
+//! filesystem below), passthrough is off for the whole mount.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 
 use fuser::BackingId;
 use parking_lot::Mutex;
 
-#[derive(Default)]
-struct Tables {
-    by_ino: HashMap<u64, Weak<BackingId>>,
-    by_fh: HashMap<u64, (u64, Arc<BackingId>)>,
+/// How the open descriptors of one inode are served.
+#[derive(Debug)]
+struct Served<Id> {
+    /// `None`: through the daemon.
+    backing: Option<Arc<Id>>,
+    opens: u32,
+}
+
+#[derive(Debug)]
+struct Tables<Id> {
+    by_ino: HashMap<u64, Served<Id>>,
+    by_fh: HashMap<u64, u64>,
+    /// The kernel has taken a file, so it can.
+    accepted: bool,
 }
 
 /// Which inodes are in passthrough, and by which descriptors.
-#[derive(Default)]
-pub struct Passthrough {
+#[derive(Debug)]
+pub struct Passthrough<Id = BackingId> {
     enabled: AtomicBool,
-    tables: Mutex<Tables>,
+    tables: Mutex<Tables<Id>>,
 }
 
-impl Passthrough {
+impl<Id> Default for Passthrough<Id> {
+    fn default() -> Self {
+        let tables = Tables { by_ino: HashMap::new(), by_fh: HashMap::new(), accepted: false };
+        Self { enabled: AtomicBool::default(), tables: Mutex::new(tables) }
+    }
+}
+
+impl<Id> Passthrough<Id> {
+    /// The kernel has agreed to passthrough as such.
     pub fn enable(&self) {
         self.enabled.store(true, Ordering::Release);
     }
 
+    /// Whether files are still offered to the kernel.
     pub fn is_enabled(&self) -> bool {
         self.enabled.load(Ordering::Acquire)
     }
@@ -40,30 +60,40 @@ impl Passthrough {
         &self,
         (ino, fh): (u64, u64),
         file: &Arc<File>,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        if !self.is_enabled() {
+        register: impl FnOnce(&File) -> io::Result<Id>,
+    ) -> Option<Arc<Id>> {
+        let mut tables = self.tables.lock();
+        if !self.is_enabled() && tables.by_ino.is_empty() {
             return None;
         }
-        let mut tables = self.tables.lock();
-        if let Some(id) = tables.by_ino.get(&ino).and_then(Weak::upgrade) {
-            tables.by_fh.insert(fh, (ino, id.clone()));
-            return Some(id);
+        tables.by_fh.insert(fh, ino);
+        if let Some(served) = tables.by_ino.get_mut(&ino) {
+            served.opens += 1;
+            return served.backing.clone();
         }
+        let backing =
+            self.is_enabled().then(|| self.try_register(file, !tables.accepted, register));
+        let backing = backing.flatten();
+        tables.accepted |= backing.is_some();
+        tables.by_ino.insert(ino, Served { backing: backing.clone(), opens: 1 });
+        backing
+    }
+
+    fn try_register(
+        &self,
+        file: &File,
+        first: bool,
+        register: impl FnOnce(&File) -> io::Result<Id>,
+    ) -> Option<Arc<Id>> {
         match register(file) {
-            Ok(id) => {
-                let id = Arc::new(id);
-                tables.by_ino.insert(ino, Arc::downgrade(&id));
-                tables.by_fh.insert(fh, (ino, id.clone()));
-                Some(id)
+            Ok(id) => Some(Arc::new(id)),
+            Err(error) if first => {
+                self.enabled.store(false, Ordering::Release);
+                tracing::info!(%error, "the kernel refuses passthrough; small files go through the daemon");
+                None
             }
-            Err(e) => {
-                if tables.by_fh.is_empty() {
-                    self.enabled.store(false, Ordering::Release);
-                    tracing::info!(error = %e, "the kernel refuses passthrough; small files go through the daemon");
-                } else {
-                    tracing::warn!(error = %e, ino, "no passthrough for one file");
-                }
+            Err(error) => {
+                tracing::warn!(%error, "no passthrough for one file while it is open");
                 None
             }
         }
@@ -72,10 +102,67 @@ impl Passthrough {
     /// The descriptor was closed.
     pub fn detach(&self, fh: u64) {
         let mut tables = self.tables.lock();
-        if let Some((ino, id)) = tables.by_fh.remove(&fh)
-            && Arc::strong_count(&id) == 1
-        {
-            tables.by_ino.remove(&ino);
+        let Some(ino) = tables.by_fh.remove(&fh) else { return };
+        if let Some(served) = tables.by_ino.get_mut(&ino) {
+            served.opens -= 1;
+            if served.opens == 0 {
+                tables.by_ino.remove(&ino);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Arc<File> {
+        Arc::new(tempfile::tempfile().unwrap())
+    }
+
+    fn refused(_: &File) -> io::Result<u32> {
+        Err(io::Error::from_raw_os_error(1))
+    }
+
+    fn enabled() -> Passthrough<u32> {
+        let table = Passthrough::default();
+        table.enable();
+        table
+    }
+
+    #[test]
+    fn all_opens_of_an_inode_share_one_id() {
+        let table = enabled();
+        assert_eq!(table.attach((1, 1), &file(), |_| Ok(7)).as_deref(), Some(&7));
+        assert_eq!(table.attach((1, 2), &file(), refused).as_deref(), Some(&7));
+        table.detach(1);
+        assert_eq!(table.attach((1, 3), &file(), refused).as_deref(), Some(&7));
+        table.detach(2);
+        table.detach(3);
+        assert_eq!(table.attach((1, 4), &file(), |_| Ok(8)).as_deref(), Some(&8));
+    }
+
+    #[test]
+    fn an_inode_that_was_refused_is_not_offered_again_while_it_is_open() {
+        let table = enabled();
+        assert!(table.attach((1, 1), &file(), |_| Ok(7)).is_some());
+        assert!(table.attach((2, 2), &file(), refused).is_none());
+        assert!(
+            table.attach((2, 3), &file(), |_| Ok(8)).is_none(),
+            "it is open through the daemon"
+        );
+        table.detach(2);
+        assert!(table.attach((2, 4), &file(), |_| Ok(8)).is_none());
+        table.detach(3);
+        table.detach(4);
+        assert_eq!(table.attach((2, 5), &file(), |_| Ok(8)).as_deref(), Some(&8));
+    }
+
+    #[test]
+    fn a_refusal_of_the_first_file_turns_it_off() {
+        let table = enabled();
+        assert!(table.attach((1, 1), &file(), refused).is_none());
+        assert!(!table.is_enabled());
+        assert!(table.attach((2, 2), &file(), |_| Ok(7)).is_none());
     }
 }

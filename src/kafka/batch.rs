@@ -2,7 +2,8 @@
 //!
 //! A header is believed only in what its own bytes can prove; whether it may stand where it stands
 //! is `scan`'s business. The CRC of format 2 does not cover the first 17 bytes (offset, length,
-//! epoch, magic), so a good CRC alone proves nothing about those.
+//! epoch, magic), that of formats 0 and 1 not the first 12 (offset, length), so a good CRC alone
+//! proves nothing about those.
 
 /// Bytes of a batch before and including its length field, which the length does not count.
 pub const LENGTH_END: u32 = 12;
@@ -14,7 +15,7 @@ pub const HEADER_BYTES_MAX: usize = 61;
 /// What one batch's header says (formats 0 and 1: one top-level message, which may wrap others).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchHeader {
-    /// First offset; of formats 0 and 1 the *last* one, since a wrapper says no other.
+    /// First offset; of a wrapper (`is_wrapper`) the *last* one, since it says no other.
     pub base_offset: i64,
     /// Last offset; kept when compaction removes the last records.
     pub last_offset: i64,
@@ -32,6 +33,18 @@ pub struct BatchHeader {
     pub max_timestamp_ms: i64,
     /// Records left in it, at most its span of offsets; `None` in formats 0 and 1.
     pub records: Option<u32>,
+}
+
+const CODEC_BITS: i16 = 7;
+
+/// Codecs are numbered from 0 (none); a format knows those up to its last. Readers of Kafka's give up
+/// at any other, so nobody could read the records.
+fn check_codec(attributes: i16, last: i16, magic: u8) -> Result<(), String> {
+    let codec = attributes & CODEC_BITS;
+    if codec > last {
+        return Err(format!("codec {codec} is none of message format {magic}"));
+    }
+    Ok(())
 }
 
 fn be<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], String> {
@@ -94,6 +107,8 @@ impl BatchHeader {
             .then(|| base_offset.checked_add(i64::from(delta)))
             .flatten()
             .ok_or_else(|| format!("last offset delta {delta} is impossible"))?;
+        let attributes = i16::from_be_bytes(be(bytes, 21)?);
+        check_codec(attributes, 4, 2)?;
         let count = i32::from_be_bytes(be(bytes, 57)?);
         let records = u32::try_from(count)
             .ok()
@@ -108,7 +123,7 @@ impl BatchHeader {
             magic: 2,
             leader_epoch,
             stored_crc: u32::from_be_bytes(be(bytes, 17)?),
-            attributes: i16::from_be_bytes(be(bytes, 21)?),
+            attributes,
             max_timestamp_ms: i64::from_be_bytes(be(bytes, 35)?),
             records: Some(records),
         })
@@ -116,6 +131,8 @@ impl BatchHeader {
 
     fn parse_legacy(bytes: &[u8], offset: i64, size_bytes: u32, magic: u8) -> Result<Self, String> {
         let [attributes] = be(bytes, 17)?;
+        let attributes = i16::from(attributes);
+        check_codec(attributes, 3, magic)?;
         let max_timestamp_ms = if magic == 1 { i64::from_be_bytes(be(bytes, 18)?) } else { -1 };
         Ok(Self {
             base_offset: offset,
@@ -124,10 +141,24 @@ impl BatchHeader {
             magic,
             leader_epoch: -1,
             stored_crc: u32::from_be_bytes(be(bytes, 12)?),
-            attributes: i16::from(attributes),
+            attributes,
             max_timestamp_ms,
             records: None,
         })
+    }
+
+    /// A compressed message of format 0 or 1. It stands for all the messages inside, so it names
+    /// the last offset only, and a checksum covers them all.
+    #[must_use]
+    pub const fn is_wrapper(&self) -> bool {
+        self.magic < 2 && self.attributes & CODEC_BITS != 0
+    }
+
+    /// Its first offset, given the one past the batch before it: a wrapper is only known to begin
+    /// there or behind it.
+    #[must_use]
+    pub const fn first_offset(&self, end_before: i64) -> i64 {
+        if self.is_wrapper() { end_before } else { self.base_offset }
     }
 
     /// A control batch: its record ends a transaction and is no data.

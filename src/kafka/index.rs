@@ -14,6 +14,8 @@ pub const INDEX_INTERVAL_BYTES: u32 = 4096;
 pub struct BatchInfo {
     /// What its header says.
     pub header: BatchHeader,
+    /// Its first offset; of a wrapper, which does not say it, one past the batch before: not above it.
+    pub first_offset: i64,
     /// Of its first byte.
     pub position: u32,
 }
@@ -169,7 +171,8 @@ fn fault(entry: usize, reason: String) -> IndexFault {
 /// Whether every look-up in an `.index` finds its batch, judged while the `.log` goes by.
 ///
 /// An entry is good when its position is a batch's start and its offset is not before that batch
-/// and not behind the log. Older brokers name the last offset of several appended batches: good too.
+/// and not behind the log. Older brokers name the last offset of several appended batches, the oldest
+/// the first one of the batch: good too.
 #[derive(Clone, Debug)]
 pub struct IndexCheck<'a> {
     base_offset: i64,
@@ -198,7 +201,7 @@ impl<'a> IndexCheck<'a> {
         if position > i64::from(batch.position) {
             return;
         }
-        let first = batch.header.base_offset;
+        let first = batch.first_offset;
         let reason = if position < i64::from(batch.position) {
             format!("no batch begins at position {position}")
         } else if offset < first {

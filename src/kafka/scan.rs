@@ -9,7 +9,7 @@ mod order;
 
 use sha2::Digest as _;
 
-pub use content::ContentBlock;
+pub use content::{ContentBlock, ContentHash};
 
 use super::batch::{BatchHeader, HEADER_BYTES_MAX, PREFIX_BYTES, crc_start, header_len};
 use super::index::{BatchInfo, IndexBuilder};
@@ -67,7 +67,7 @@ pub struct SegmentScan {
     pub batches: u64,
     /// One past the last offset; the base offset when there is no batch.
     pub end_offset: i64,
-    /// Of the first batch.
+    /// Of the first batch; where that is a wrapper, the base offset: it does not say.
     pub first_offset: Option<i64>,
     /// Largest timestamp, milliseconds; -1: none.
     pub max_timestamp_ms: i64,
@@ -218,8 +218,9 @@ impl SegmentScanner {
             let Some(header) = self.complete().map_err(|reason| self.fault(reason))? else {
                 continue;
             };
-            self.accept(header, seen);
-            if self.content.ends_after(&header) {
+            let batch = self.accept(header);
+            seen(&batch);
+            if self.content.ends_after(&batch) {
                 self.content.bytes(&piece[content_from..at]);
                 self.content.cut();
                 content_from = at;
@@ -282,15 +283,15 @@ impl SegmentScanner {
         Ok(Some(header))
     }
 
-    fn accept(&mut self, header: BatchHeader, seen: &mut dyn FnMut(&BatchInfo)) {
-        self.order.accept(&header);
+    fn accept(&mut self, header: BatchHeader) -> BatchInfo {
+        let first_offset = self.order.accept(&header);
         // `admit` has refused every batch that ends behind 31 bits.
-        let info = BatchInfo { header, position: self.batch_start as u32 };
+        let info = BatchInfo { header, first_offset, position: self.batch_start as u32 };
         if let Some(index) = &mut self.index {
             index.batch(&info);
         }
-        seen(&info);
         self.batch_start = self.position;
+        info
     }
 
     fn fault(&self, reason: String) -> Violation {

@@ -46,9 +46,19 @@ impl TestBatch {
     }
 }
 
-/// A message of format 0 (without `timestamp_ms`) or 1, with a null key.
+/// A message of format 0 (without `timestamp_ms`) or 1, with a null key, not compressed.
 pub(crate) fn legacy_message(offset: i64, timestamp_ms: Option<i64>, value: &[u8]) -> Vec<u8> {
-    let mut covered = vec![u8::from(timestamp_ms.is_some()), 0];
+    legacy_with(0, offset, timestamp_ms, value)
+}
+
+/// The same with these attributes: with a codec in them it is a wrapper, and `offset` its last.
+pub(crate) fn legacy_with(
+    attributes: u8,
+    offset: i64,
+    timestamp_ms: Option<i64>,
+    value: &[u8],
+) -> Vec<u8> {
+    let mut covered = vec![u8::from(timestamp_ms.is_some()), attributes];
     covered.extend(timestamp_ms.iter().flat_map(|t| t.to_be_bytes()));
     covered.extend((-1i32).to_be_bytes());
     covered.extend((value.len() as i32).to_be_bytes());

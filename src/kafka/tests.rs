@@ -11,6 +11,8 @@ use super::names::{self, FileKind};
 use super::scan::{ScanOptions, SegmentScan, SegmentScanner};
 use crate::types::EpochStart;
 
+mod old_formats;
+
 fn path(dir: &str, name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests/fixtures/kafka", dir, name].iter().collect()
 }

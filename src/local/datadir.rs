@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use super::room::is_disk_full;
+use crate::failpoint;
 use crate::types::envelope::{self, EnvelopeError};
 
 /// Hidden directory whose name stops a broker that is started on `hot/` without the mount.
@@ -71,6 +73,14 @@ pub struct DataDir {
     _lock: File,
 }
 
+impl DataDirError {
+    /// Whether all that is wrong is that the disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_disk_full(source))
+    }
+}
+
 fn io_error(path: &Path, op: &'static str, source: io::Error) -> DataDirError {
     let remedy = match source.kind() {
         io::ErrorKind::PermissionDenied => ": give this user read and write permission on it",
@@ -106,6 +116,8 @@ impl DataDir {
         for sub in [dir.hot(), dir.overlay(), dir.cache(), dir.spool(), dir.manifest()] {
             std::fs::create_dir_all(&sub).map_err(|e| io_error(&sub, "create it", e))?;
         }
+        let leftover = durable::tmp_of(&dir.identity_path());
+        durable::remove_if_exists(&leftover).map_err(|e| io_error(&leftover, "remove it", e))?;
         dir.check_writable()?;
         Ok(dir)
     }
@@ -205,8 +217,8 @@ impl IdentityKeeper {
     }
 
     fn write(&self, identity: &Identity) -> Result<(), DataDirError> {
-        envelope::encode(KIND, VERSION, identity)
-            .map_err(io::Error::other)
+        failpoint::disk("identity.keep")
+            .and_then(|()| envelope::encode(KIND, VERSION, identity).map_err(io::Error::other))
             .and_then(|bytes| durable::write_atomic(&self.0, &bytes))
             .map_err(|e| io_error(&self.0, "write it", e))
     }

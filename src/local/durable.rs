@@ -2,7 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use crate::failpoint;
 
 /// Ending of a name that is not yet the file: left only by a crash, removed at the next mount.
 pub const TMP_SUFFIX: &str = ".tmp.everlog";
@@ -10,20 +12,33 @@ pub const TMP_SUFFIX: &str = ".tmp.everlog";
 /// Writes `bytes` under a temporary name, syncs, renames over `path`, syncs the directory.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = parent(path)?;
-    let mut tmp = path.as_os_str().to_owned();
-    tmp.push(TMP_SUFFIX);
-    let written = write_synced(Path::new(&tmp), bytes).and_then(|()| std::fs::rename(&tmp, path));
+    let tmp = tmp_of(path);
+    let written = write_synced(&tmp, bytes).and_then(|()| {
+        failpoint::disk("durable.rename")?;
+        std::fs::rename(&tmp, path)
+    });
     if let Err(e) = written {
         // A leftover would keep its directory from ever being removed.
-        remove_if_exists(Path::new(&tmp))?;
+        remove_if_exists(&tmp)?;
         return Err(e);
     }
+    failpoint::disk("durable.names.sync")?;
     sync_dir(dir)
 }
 
+/// Where [`write_atomic`] writes first.
+#[must_use]
+pub fn tmp_of(path: &Path) -> PathBuf {
+    let mut tmp = path.as_os_str().to_owned();
+    tmp.push(TMP_SUFFIX);
+    PathBuf::from(tmp)
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    failpoint::disk("durable.file")?;
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     file.write_all(bytes)?;
+    failpoint::disk("durable.file.sync")?;
     file.sync_all()
 }
 

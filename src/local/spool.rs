@@ -2,6 +2,7 @@
 //!
 //! Format: `docs/FORMATS.md` 3.4. An entry is a directory; its document is written before the
 //! segment is renamed in and removed after everything else, so a crash leaves an entry or nothing.
+//! Giving an entry up takes no space: on a full disk that is how space comes back.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,12 +10,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::durable;
+use crate::failpoint;
 use crate::types::envelope;
 use crate::types::{ChainId, TopicId, TopicPartition, UploadId};
 
 const KIND: &str = "spool";
 const VERSION: u32 = 1;
 const DOCUMENT: &str = "segment.json";
+/// The document's name once nobody is owed anything: what a crash leaves of the entry is removed.
+const RELEASED: &str = "released.json";
 
 /// Why Kafka gave the segment up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +64,10 @@ pub struct SpoolDoc {
     /// Of a compacted topic.
     #[serde(default)]
     pub compacted: bool,
+    /// Base offset of the archived object with `upload_id`; another than the segment's where several
+    /// objects, or the middle of one, hold it. `None`: the segment's.
+    #[serde(default)]
+    pub object_base_offset: Option<i64>,
 }
 
 impl SpoolDoc {
@@ -85,10 +93,19 @@ impl SpoolEntry {
     /// Makes the entry's directory and document. The caller then renames the segment to [`Self::log`].
     pub fn create(spool: &Path, id: &str, doc: SpoolDoc) -> io::Result<Self> {
         let path = spool.join(id);
+        failpoint::disk("spool.entry")?;
         std::fs::create_dir(&path)?;
         let entry = Self { id: id.to_owned(), path, doc };
-        entry.save()?;
-        durable::sync_dir(spool)?;
+        let written = failpoint::disk("spool.document").and_then(|()| entry.save());
+        let durable = written.and_then(|()| {
+            failpoint::disk("spool.entry.sync")?;
+            durable::sync_dir(spool)
+        });
+        if let Err(e) = durable {
+            // Or the next mount would take it for one that is owed.
+            entry.remove()?;
+            return Err(e);
+        }
         Ok(entry)
     }
 
@@ -110,17 +127,44 @@ impl SpoolEntry {
         durable::write_atomic(&self.path.join(DOCUMENT), &bytes)
     }
 
+    /// Says durably that nobody is owed anything: the entry is gone after a crash, whatever is left of it.
+    pub fn release(&self) -> io::Result<()> {
+        let (document, released) = (self.path.join(DOCUMENT), self.path.join(RELEASED));
+        failpoint::disk("spool.release")?;
+        match std::fs::rename(document, &released) {
+            // Released before, or never written since the disk was full.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                std::fs::File::options().create(true).append(true).open(&released)?;
+            }
+            renamed => renamed?,
+        }
+        failpoint::disk("spool.release.sync")?;
+        durable::sync_dir(&self.path)
+    }
+
     /// Removes the entry, its document last.
     pub fn remove(&self) -> io::Result<()> {
-        for found in std::fs::read_dir(&self.path)? {
-            let path = found?.path();
-            if !path.ends_with(DOCUMENT) {
-                durable::remove_if_exists(&path)?;
-            }
-        }
-        durable::remove_if_exists(&self.path.join(DOCUMENT))?;
-        std::fs::remove_dir(&self.path)
+        remove(&self.path)
     }
+}
+
+fn remove(entry: &Path) -> io::Result<()> {
+    let is_document = |path: &Path| path.ends_with(DOCUMENT) || path.ends_with(RELEASED);
+    for found in std::fs::read_dir(entry)? {
+        let path = found?.path();
+        if !is_document(&path) {
+            failpoint::disk("spool.remove.bytes")?;
+            durable::remove_if_exists(&path)?;
+        }
+    }
+    failpoint::disk("spool.remove.document")?;
+    for document in [DOCUMENT, RELEASED] {
+        durable::remove_if_exists(&entry.join(document))?;
+    }
+    failpoint::disk("spool.remove.entry")?;
+    std::fs::remove_dir(entry)?;
+    failpoint::step("spool.removed");
+    Ok(())
 }
 
 /// All entries. One whose document cannot be believed is an error in the list, never skipped.
@@ -128,6 +172,10 @@ pub fn list(spool: &Path) -> io::Result<Vec<Result<SpoolEntry, (PathBuf, String)
     let mut entries = Vec::new();
     for found in std::fs::read_dir(spool)? {
         let path = found?.path();
+        if path.join(RELEASED).try_exists()? {
+            remove_rest(&path);
+            continue;
+        }
         let id = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let read = std::fs::read(path.join(DOCUMENT));
         entries.push(match read {
@@ -137,11 +185,65 @@ pub fn list(spool: &Path) -> io::Result<Vec<Result<SpoolEntry, (PathBuf, String)
             },
             // Made but never filled, or emptied but not yet removed: nothing is in it.
             Err(e) if e.kind() == io::ErrorKind::NotFound && !path.join("segment.log").exists() => {
-                std::fs::remove_dir_all(&path)?;
+                remove_rest(&path);
                 continue;
             }
             Err(e) => Err((path, e.to_string())),
         });
     }
     Ok(entries)
+}
+
+/// What a crash left. It is nobody's: that it cannot be removed keeps no other entry from being read.
+fn remove_rest(entry: &Path) {
+    if let Err(error) = remove(entry) {
+        tracing::warn!(entry = %entry.display(), %error, "what is left of a spool entry stays until the next mount");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc() -> SpoolDoc {
+        SpoolDoc {
+            tp: "a-0".parse().unwrap(),
+            topic_id: TopicId::none(),
+            base_offset: 0,
+            name: "00000000000000000000.log".to_owned(),
+            log_dir: "a-0".to_owned(),
+            reason: DiscardReason::Retention,
+            size_bytes: 3,
+            mtime_ns: 1,
+            committed_offset: Some(1),
+            end_offset: Some(1),
+            archive_wanted: false,
+            listener_wanted: true,
+            discarded_ms: 1,
+            upload_id: None,
+            object_base_offset: None,
+            compacted: false,
+        }
+    }
+
+    #[test]
+    fn what_a_crash_leaves_of_a_released_entry_is_removed_and_asked_about_no_more() {
+        let spool = tempfile::tempdir().unwrap();
+        let kept = SpoolEntry::create(spool.path(), "kept", doc()).unwrap();
+        let released = SpoolEntry::create(spool.path(), "released", doc()).unwrap();
+        // On a full disk an entry never got its document.
+        let bare = SpoolEntry { path: spool.path().join("bare"), ..released.clone() };
+        std::fs::create_dir(&bare.path).unwrap();
+        for entry in [&kept, &released, &bare] {
+            std::fs::write(entry.log(), "log").unwrap();
+        }
+        for entry in [&released, &bare] {
+            entry.release().unwrap();
+            entry.release().unwrap();
+        }
+        let found: Vec<String> =
+            list(spool.path()).unwrap().into_iter().map(|e| e.unwrap().id).collect();
+        assert_eq!(found, ["kept"]);
+        assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 1);
+    }
 }

@@ -3,19 +3,27 @@
 //! Format: `docs/FORMATS.md` 3.1. Invariant: a stub is durable before the bytes it stands for are
 //! released, and it is never believed when its checksum fails.
 
+use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::durable;
+use super::xattrs::Xattrs;
+use super::{acl, durable};
 use crate::types::envelope::{self, EnvelopeError};
 use crate::types::{ArchivedSegment, ChainId, Sha256, TopicId, TopicPartition, UploadId};
 
 /// Ending of a stub's name, and of every name in the log dir that is Everlog's own.
 pub const RESERVED_SUFFIX: &str = ".everlog";
 const KIND: &str = "stub";
-const VERSION: u32 = 1;
+/// The newest that is understood, and what is written when extended attributes have to be kept.
+const VERSION: u32 = 2;
+/// Written otherwise: what it lacks is nothing that an older Everlog would lose.
+const VERSION_WITHOUT_XATTRS: u32 = 1;
 
 /// A range of the file that lies in a range of one archived object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +44,23 @@ pub struct Extent {
     pub aux_size_bytes: u64,
     /// Of its `.aux`.
     pub aux_sha256: Sha256,
+}
+
+impl Extent {
+    /// This range of a file is what lies in the segment's `.log` object from `object_start` on.
+    #[must_use]
+    pub fn of(segment: &ArchivedSegment, file: Range<u64>, object_start: u64) -> Self {
+        Self {
+            file_start: file.start,
+            file_end: file.end,
+            base_offset: segment.base_offset,
+            upload_id: segment.upload_id.clone(),
+            object_start,
+            object_size_bytes: segment.size_bytes,
+            aux_size_bytes: segment.aux_size_bytes,
+            aux_sha256: segment.aux_sha256,
+        }
+    }
 }
 
 /// What is known of an evicted file without its bytes.
@@ -61,6 +86,15 @@ pub struct Stub {
     pub extents: Vec<Extent>,
     /// Name in `overlay/` of the file that holds all other bytes.
     pub overlay: Option<String>,
+    /// Access time, nanoseconds since the epoch; `None`: as the modification time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub atime_ns: Option<u64>,
+    /// Change time, nanoseconds since the epoch; `None`: as the modification time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ctime_ns: Option<u64>,
+    /// Extended attributes.
+    #[serde(default, skip_serializing_if = "Xattrs::is_empty")]
+    pub xattrs: Xattrs,
 }
 
 impl Stub {
@@ -72,16 +106,7 @@ impl Stub {
         mtime_ns: u64,
         (mode, uid, gid): (u32, u32, u32),
     ) -> Self {
-        let whole = Extent {
-            file_start: 0,
-            file_end: seg.size_bytes,
-            base_offset: seg.base_offset,
-            upload_id: seg.upload_id.clone(),
-            object_start: 0,
-            object_size_bytes: seg.size_bytes,
-            aux_size_bytes: seg.aux_size_bytes,
-            aux_sha256: seg.aux_sha256,
-        };
+        let whole = Extent::of(seg, 0..seg.size_bytes, 0);
         Self {
             size_bytes: seg.size_bytes,
             mtime_ns,
@@ -93,7 +118,59 @@ impl Stub {
             topic_id: chain.topic_id.clone(),
             extents: vec![whole],
             overlay: None,
+            atime_ns: None,
+            ctime_ns: None,
+            xattrs: Xattrs::default(),
         }
+    }
+
+    /// Changes the permission bits, and the access list with them.
+    pub fn set_mode(&mut self, mode: u32) -> Result<(), Errno> {
+        if let Ok(list) = self.xattrs.get(OsStr::new(acl::ACCESS)) {
+            let list = acl::with_mode(list, mode)?;
+            self.xattrs.set(OsStr::new(acl::ACCESS), &list, XattrFlags::empty())?;
+        }
+        self.mode = mode;
+        Ok(())
+    }
+
+    /// Changes the owner; what lets others run it in the owner's name goes, as on local disk.
+    pub fn set_owner(&mut self, uid: Option<u32>, gid: Option<u32>) {
+        (self.uid, self.gid) = (uid.unwrap_or(self.uid), gid.unwrap_or(self.gid));
+        self.mode = without_set_id(self.mode);
+        // None is there, or it goes.
+        let _ = self.xattrs.remove(OsStr::new("security.capability"));
+    }
+
+    /// Sets an extended attribute. An access list changes the permission bits; one that says no more than they do
+    /// is not kept.
+    pub fn set_xattr(
+        &mut self,
+        name: &OsStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<(), Errno> {
+        if name == acl::DEFAULT {
+            return Err(Errno::ACCESS);
+        }
+        if name != acl::ACCESS {
+            return self.xattrs.set(name, value, flags);
+        }
+        let (bits, minimal) = acl::mode_of(value)?;
+        if minimal {
+            // None is there, or it goes.
+            let _ = self.xattrs.remove(name);
+        } else {
+            self.xattrs.set(name, value, flags)?;
+        }
+        self.mode = self.mode & !0o777 | bits;
+        Ok(())
+    }
+
+    /// Of a file whose bytes lie in several archived objects: as of a whole one, but for its size, content and extents.
+    #[must_use]
+    pub fn with_extents(self, size_bytes: u64, generation: Sha256, extents: Vec<Extent>) -> Self {
+        Self { size_bytes, generation, extents, ..self }
     }
 
     /// The chain that holds its objects.
@@ -141,9 +218,17 @@ impl Stub {
 
     /// Writes it durably beside `file`.
     pub fn write(&self, file: &Path) -> io::Result<()> {
-        let bytes = envelope::encode(KIND, VERSION, self).map_err(io::Error::other)?;
+        let version = if self.xattrs.is_empty() { VERSION_WITHOUT_XATTRS } else { VERSION };
+        let bytes = envelope::encode(KIND, version, self).map_err(io::Error::other)?;
         durable::write_atomic(&path_of(file), &bytes)
     }
+}
+
+/// A mode without what a change of owner or a write by others takes away.
+#[must_use]
+pub fn without_set_id(mode: u32) -> u32 {
+    let group_runs = mode & 0o010 != 0;
+    mode & !0o4000 & if group_runs { !0o2000 } else { !0 }
 }
 
 /// The stub's path for the file it stands for.
@@ -203,6 +288,31 @@ mod tests {
         stub().write(&file).unwrap();
         let bytes = std::fs::read(path_of(&file)).unwrap();
         assert_eq!(Stub::decode(&bytes).unwrap(), stub());
+        assert!(bytes.starts_with(br#"{"everlog":"stub","version":1,"#), "older ones must read it");
+
+        let mut with_list = stub();
+        with_list.set_xattr(OsStr::new("user.a"), b"1", XattrFlags::empty()).unwrap();
+        (with_list.atime_ns, with_list.ctime_ns) = (Some(3), Some(4));
+        with_list.write(&file).unwrap();
+        let bytes = std::fs::read(path_of(&file)).unwrap();
+        assert_eq!(Stub::decode(&bytes).unwrap(), with_list);
+        assert!(
+            bytes.starts_with(br#"{"everlog":"stub","version":2,"#),
+            "older ones would lose it"
+        );
+    }
+
+    #[test]
+    fn a_change_of_owner_takes_set_id_bits_and_capabilities() {
+        let mut s = stub();
+        s.set_xattr(OsStr::new("security.capability"), b"1", XattrFlags::empty()).unwrap();
+        s.set_mode(0o6775).unwrap();
+        s.set_owner(Some(7), None);
+        assert_eq!((s.mode, s.uid, s.gid), (0o775, 7, 0));
+        assert!(s.xattrs.is_empty());
+        s.set_mode(0o6644).unwrap();
+        s.set_owner(None, Some(8));
+        assert_eq!((s.mode, s.uid, s.gid), (0o2644, 7, 8));
     }
 
     #[test]

@@ -49,6 +49,16 @@ pub enum Change {
         /// Ascending, inside the range, not overlapping.
         segments: Vec<ArchivedSegment>,
     },
+    /// The log was truncated and went on otherwise: whatever begins at this offset or behind it gives way to
+    /// these segments, and the chain ends where they end.
+    Fork {
+        /// A segment or gap begins here.
+        from_offset: i64,
+        /// The first begins there, each of the others where the one before it ends.
+        segments: Vec<ArchivedSegment>,
+        /// For people.
+        reason: String,
+    },
 }
 
 /// A tile of a chain.
@@ -271,7 +281,7 @@ impl Chain {
 
     /// Whether all changes fit, one after the other. Alters nothing.
     pub fn check(&self, changes: &[Change]) -> Result<(), ChainError> {
-        if changes.iter().any(|c| matches!(c, Change::Replace { .. })) {
+        if changes.iter().any(|c| matches!(c, Change::Replace { .. } | Change::Fork { .. })) {
             let mut copy = self.clone();
             return changes.iter().try_for_each(|change| copy.apply_one(change));
         }
@@ -310,7 +320,26 @@ impl Chain {
                 self.mark_dirty(*from_offset, *to_offset);
                 Ok(())
             }
+            Change::Fork { from_offset, segments, .. } => self.fork(*from_offset, segments),
         }
+    }
+
+    fn fork(&mut self, from: i64, new: &[ArchivedSegment]) -> Result<(), ChainError> {
+        if !self.segments.contains_key(&from) && !self.gaps.contains_key(&from) {
+            return Err(ChainError::NoBoundary { offset: from });
+        }
+        let mut end = from;
+        for segment in new {
+            check_append(Some(end), segment.base_offset, segment.end_offset)?;
+            end = segment.end_offset;
+        }
+        check_range(from, end)?;
+        let was_end = self.end_offset().unwrap_or(end);
+        self.segments.split_off(&from);
+        self.gaps.split_off(&from);
+        self.segments.extend(new.iter().map(|s| (s.base_offset, Arc::new(s.clone()))));
+        self.mark_dirty(from, end.max(was_end));
+        Ok(())
     }
 
     fn append(&mut self, item: Item) -> Result<(), ChainError> {
@@ -369,6 +398,9 @@ impl Chain {
 
 fn appended_range(change: &Change) -> (i64, i64) {
     match change {
+        Change::Fork { from_offset, segments, .. } => {
+            (*from_offset, segments.last().map_or(*from_offset, |s| s.end_offset))
+        }
         Change::Add(segment) => (segment.base_offset, segment.end_offset),
         Change::Gap { from_offset, to_offset, .. }
         | Change::Replace { from_offset, to_offset, .. } => (*from_offset, *to_offset),

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, random_hex_32, random_u64};
+use crate::failpoint;
 use crate::store::names::{self, ManifestName};
-use crate::store::{PutOutcome, Store, StoreError, StoreErrorKind};
+use crate::store::{Op, PutOutcome, Store, StoreError, StoreErrorKind, fail_point};
 use crate::types::ChainId;
 use crate::types::envelope::EnvelopeError;
 
@@ -179,7 +180,9 @@ impl ManifestLog {
                 false => Err(self.unresolved(chain, version, "it exists and cannot be read")),
             };
         }
+        failpoint::disk("commit.mirror").map_err(|cause| mirror_error(&name, cause))?;
         self.mirror_write(chain.id(), vec![(name.clone(), bytes)]).await?;
+        failpoint::step("commit.mirrored");
         chain.advance(&delta.changes).map_err(|why| ManifestError::damaged(name, why))?;
         self.after_commit(chain).await;
         Ok(CommitOutcome::Committed)
@@ -194,7 +197,13 @@ impl ManifestLog {
     ) -> Result<bool, ManifestError> {
         let store = self.store(chain.id())?;
         let key = ManifestName::Delta(version).key(chain.id());
-        let failure = match store.put_if_absent(&key, bytes.clone()).await {
+        let put = match fail_point("commit.put", Op::Put, &key) {
+            Ok(()) => store.put_if_absent(&key, bytes.clone()).await,
+            Err(error) => Err(error),
+        };
+        let put =
+            put.and_then(|outcome| fail_point("commit.put.done", Op::Put, &key).map(|()| outcome));
+        let failure = match put {
             Ok(PutOutcome::Created) => return Ok(true),
             // An earlier try of this very call may have made it.
             Ok(PutOutcome::Exists) => None,
@@ -218,7 +227,7 @@ impl ManifestLog {
     fn unresolved(&self, chain: &Chain, version: u64, why: &str) -> ManifestError {
         let key = ManifestName::Delta(version).key(chain.id());
         let kind = StoreErrorKind::Unavailable;
-        let cause = StoreError::new(kind, crate::store::Op::Put, key.as_str(), why);
+        let cause = StoreError::new(kind, Op::Put, key.as_str(), why);
         ManifestError::Unresolved { chain: chain.id().to_string(), version, cause }
     }
 
@@ -244,9 +253,11 @@ impl ManifestLog {
         let unencodable = |e: EnvelopeError| ManifestError::unreadable(&key, &e);
         let plan = checkpoint::plan(chain, random_u64()).map_err(unencodable)?;
         for (page, bytes) in &plan.new_pages {
+            fail_point("checkpoint.page.put", Op::Put, &key)?;
             store.put_overwrite(&page.key(chain.id()), bytes.clone()).await?;
         }
         let bytes = plan.root.encode().map_err(unencodable)?;
+        fail_point("checkpoint.root.put", Op::Put, &key)?;
         if store.put_if_absent(&key, bytes.clone()).await? == PutOutcome::Exists {
             // Another log's, or ours by a lost reply. The deltas say the same; the next one counts.
             return Ok(());
@@ -262,7 +273,10 @@ impl ManifestLog {
         let head = Head { version: chain.version(), checkpoint };
         let key = ManifestName::Head.key(chain.id());
         let bytes = encoded(&key, &head)?;
-        Ok(self.store(chain.id())?.put_overwrite(&key, bytes).await?)
+        fail_point("head.put", Op::Put, &key)?;
+        self.store(chain.id())?.put_overwrite(&key, bytes).await?;
+        failpoint::step("head.done");
+        Ok(())
     }
 
     /// Makes the chain visible to listings. A commit to an empty chain does this by itself.
@@ -274,6 +288,7 @@ impl ManifestLog {
             Marker { tp: id.tp.clone(), topic_id: id.topic_id.clone(), created_ms: now_ms };
         let key = names::chain_marker_key(id, now_ms);
         let bytes = encoded(&key, &marker)?;
+        fail_point("commit.marker.put", Op::Put, &key)?;
         self.store(id)?.put_if_absent(&key, bytes).await?;
         self.inner.registered.lock().insert(id.clone());
         Ok(())
@@ -294,6 +309,12 @@ impl ManifestLog {
             }
         }
         Ok(found.into_iter().map(|(id, created_ms)| ChainListing { id, created_ms }).collect())
+    }
+
+    /// Removes what a crash left half-written in the copies on local disk. To be called at the start, before
+    /// anything else uses them.
+    pub fn remove_leftovers(&self) -> Result<(), ManifestError> {
+        self.inner.mirror.as_ref().map_or(Ok(()), Mirror::remove_leftovers)
     }
 
     /// The chains that have copies on local disk.
@@ -326,14 +347,20 @@ impl ManifestLog {
         self.on_disk(move |mirror| {
             // Pages are durable before the root that names them. A page of an earlier checkpoint
             // that was never copied (its write failed) leaves this one out as well.
+            failpoint::disk("checkpoint.mirror").map_err(|cause| mirror_error("page", cause))?;
             mirror.write(&id, &pages)?;
             let here: HashSet<String> =
                 mirror.names(&id)?.iter().map(ToString::to_string).collect();
             if !named.is_subset(&here) {
                 return Ok(());
             }
-            mirror.write(&id, &[root])?;
-            mirror.prune(&id, version, &named)
+            let root_failed = |cause| mirror_error(&root.0, cause);
+            failpoint::disk("checkpoint.mirror.root").map_err(root_failed)?;
+            mirror.write(&id, std::slice::from_ref(&root))?;
+            failpoint::disk("checkpoint.mirror.prune").map_err(root_failed)?;
+            mirror.prune(&id, version, &named)?;
+            failpoint::step("checkpoint.done");
+            Ok(())
         })
         .await
     }
@@ -354,9 +381,13 @@ impl ManifestLog {
         let done = tokio::task::spawn_blocking(move || inner.mirror.as_ref().map_or(Ok(()), work));
         done.await.unwrap_or_else(|stopped| {
             let cause = std::io::Error::other(stopped.to_string());
-            Err(ManifestError::Mirror { path: PathBuf::from("manifest"), cause })
+            Err(mirror_error("manifest", cause))
         })
     }
+}
+
+fn mirror_error(name: impl std::fmt::Display, cause: std::io::Error) -> ManifestError {
+    ManifestError::Mirror { path: PathBuf::from(name.to_string()), cause }
 }
 
 fn encoded<D: Document>(

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use crate::failpoint;
 use crate::store::names::{self, ManifestName};
 use crate::types::ChainId;
 
@@ -52,9 +53,26 @@ impl Mirror {
         Ok(found)
     }
 
+    /// Removes what a crash left half-written. Before anybody else uses it.
+    pub(super) fn remove_leftovers(&self) -> Result<(), ManifestError> {
+        for partition in subdirectories(&self.root)? {
+            for topic in subdirectories(&self.root.join(&partition))? {
+                let dir = self.root.join(&partition).join(topic);
+                for entry in at(&dir, fs::read_dir(&dir))? {
+                    let entry = at(&dir, entry)?;
+                    if entry.file_name().to_string_lossy().starts_with(TMP_PREFIX) {
+                        at(&entry.path(), fs::remove_file(entry.path()))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The names here, sorted.
     pub(super) fn names(&self, id: &ChainId) -> Result<Vec<ManifestName>, ManifestError> {
         let dir = self.dir(id);
+        at(&dir, failpoint::disk("recover.mirror"))?;
         let entries = match fs::read_dir(&dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => at(&dir, other)?,
@@ -97,6 +115,7 @@ impl Mirror {
             let path = dir.join(name.to_string());
             at(&path, write_one(&dir, &path, bytes))?;
         }
+        at(&dir, failpoint::disk("mirror.names.sync"))?;
         at(&dir, sync_dir(&dir))
     }
 
@@ -142,9 +161,12 @@ fn subdirectories(dir: &Path) -> Result<Vec<String>, ManifestError> {
 fn write_one(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let tmp = dir.join(format!("{TMP_PREFIX}{name}"));
+    failpoint::disk("mirror.file")?;
     let mut file = File::create(&tmp)?;
     file.write_all(bytes)?;
+    failpoint::disk("mirror.file.sync")?;
     file.sync_all()?;
+    failpoint::disk("mirror.file.rename")?;
     fs::rename(&tmp, path)
 }
 
@@ -159,9 +181,11 @@ fn create_durably(dir: &Path) -> io::Result<()> {
     }
     let parent = dir.parent().ok_or(io::ErrorKind::NotFound)?;
     create_durably(parent)?;
+    failpoint::disk("mirror.dir")?;
     match fs::create_dir(dir) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
     }
+    failpoint::disk("mirror.dir.sync")?;
     sync_dir(parent)
 }

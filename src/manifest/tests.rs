@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::clock::random_u64;
+use crate::clock::{Clock, random_u64};
 use crate::store::names::{self, ManifestName};
 use crate::store::{Fault, Op, Store, StoreErrorKind, StoreOptions};
 use crate::types::{ArchivedSegment, ChainId, FileSizes, Sha256, TopicPartition, UploadId};

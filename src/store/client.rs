@@ -91,8 +91,8 @@ struct Inner {
     url: StoreUrl,
     options: StoreOptions,
     backend: Backend,
-    counters: StoreCounters,
-    conditional: AtomicU8,
+    counters: Arc<StoreCounters>,
+    conditional: Arc<AtomicU8>,
 }
 
 impl std::fmt::Debug for Store {
@@ -110,10 +110,26 @@ impl Store {
                 url: url.clone(),
                 options,
                 backend,
-                counters: StoreCounters::default(),
-                conditional: AtomicU8::new(UNKNOWN),
+                counters: Arc::default(),
+                conditional: Arc::new(AtomicU8::new(UNKNOWN)),
             }),
             faults: None,
+        })
+    }
+
+    /// The same store with connections of its own, which work on the runtime that uses this one; counters
+    /// are shared.
+    pub fn with_own_connections(&self) -> Result<Self, StoreError> {
+        let inner = &self.inner;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                url: inner.url.clone(),
+                options: inner.options.clone(),
+                backend: backend::open(&inner.url, &inner.options)?,
+                counters: inner.counters.clone(),
+                conditional: inner.conditional.clone(),
+            }),
+            faults: self.faults.clone(),
         })
     }
 

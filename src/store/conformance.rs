@@ -142,10 +142,10 @@ impl Judge<'_> {
             let mut file = temporary_file().map_err(local)?;
             file.write_all(&bytes_at(0, length)).map_err(local)?;
             let file = Arc::new(file);
-            self.store.put_file(&key, &file, length, &rate).await?;
+            self.store.put_file(&key, &file, 0..length, &rate).await?;
             let found = self.store.get(&key, length).await?;
             self.holds("a file arrives whole", found == bytes_at(0, length))?;
-            let cut = self.store.put_file(&self.key("cut"), &file, length + 1, &rate).await;
+            let cut = self.store.put_file(&self.key("cut"), &file, 0..length + 1, &rate).await;
             self.fails("a file that is shorter", StoreErrorKind::Short, cut)?;
             let absent = self.store.head(&self.key("cut")).await;
             self.fails("a failed upload leaves nothing", StoreErrorKind::NotFound, absent)?;

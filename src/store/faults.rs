@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::types::ObjectKey;
 
-use super::error::{Op, StoreErrorKind};
+use super::error::{Op, StoreError, StoreErrorKind};
+use crate::failpoint;
 
 /// What happens to one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,3 +25,12 @@ pub enum Fault {
 
 /// Asked once for each request, with the key or the listed prefix.
 pub type FaultHook = Arc<dyn Fn(Op, &ObjectKey) -> Fault + Send + Sync>;
+
+/// A fail point before (or after) a request about `key`.
+pub fn fail_point(name: &'static str, op: Op, key: &ObjectKey) -> Result<(), StoreError> {
+    if failpoint::store_fails(name) {
+        let kind = StoreErrorKind::Unavailable;
+        return Err(StoreError::new(kind, op, key.as_str(), "failed by a test"));
+    }
+    Ok(())
+}

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::types::envelope::{self, EnvelopeError};
 
 use super::client::Store;
-use super::error::{StoreError, StoreErrorKind};
+use super::error::{Op, StoreError, StoreErrorKind};
+use super::faults::fail_point;
 use super::names;
 
 const KIND: &str = "archive";
@@ -81,13 +82,14 @@ pub async fn ensure_identity(
     };
     let bytes = Bytes::from(envelope::encode(KIND, VERSION, &fresh)?);
     // Whoever was first: what can be read afterwards is the identity.
+    fail_point("identity.put", Op::Put, &names::identity_key())?;
     store.put_if_absent(&names::identity_key(), bytes).await?;
     match read_identity(store).await? {
         Some(found) => own(cluster_id, found),
         None => {
             let key = names::identity_key();
             let why = "written and then not found: the store loses objects";
-            Err(StoreError::new(StoreErrorKind::Invalid, super::Op::Get, key.as_str(), why).into())
+            Err(StoreError::new(StoreErrorKind::Invalid, Op::Get, key.as_str(), why).into())
         }
     }
 }

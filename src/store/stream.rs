@@ -3,6 +3,7 @@
 //! The stream ends after exactly the bytes asked for; an object that ends before is `Short`, and a
 //! store that stalls fails the piece it stalled on.
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
@@ -30,6 +31,21 @@ impl Store {
         key: &ObjectKey,
         range: Option<Range<u64>>,
     ) -> Result<ByteStream, StoreError> {
+        self.stream(key, range, false).await
+    }
+
+    /// A whole object as the store's disk has it. In a directory the page cache is passed by: it would only
+    /// show what was just written, and the archive's bytes are not to push others out of it.
+    pub async fn read_back(&self, key: &ObjectKey) -> Result<ByteStream, StoreError> {
+        self.stream(key, None, true).await
+    }
+
+    async fn stream(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        from_disk: bool,
+    ) -> Result<ByteStream, StoreError> {
         if range.as_ref().is_some_and(|r| r.start >= r.end) {
             return Ok(futures::stream::empty().boxed());
         }
@@ -45,7 +61,9 @@ impl Store {
         self.check_range(key, &result, &wanted)?;
         let for_errors = key.clone();
         let pieces = match result.payload {
-            GetResultPayload::File(file, _) => file_pieces(file, wanted.clone(), key.clone()),
+            GetResultPayload::File(file, _) => {
+                file_pieces(Arc::new(file), wanted.clone(), key.clone(), from_disk)
+            }
             GetResultPayload::Stream(stream) => {
                 stream.map_err(move |e| map(Op::Get, &for_errors)(e)).boxed()
             }
@@ -95,9 +113,12 @@ impl Store {
     }
 }
 
-fn file_pieces(file: std::fs::File, range: Range<u64>, key: ObjectKey) -> ByteStream {
-    let start = (Arc::new(file), range, key);
-    futures::stream::try_unfold(start, |(file, range, key)| async move {
+fn file_pieces(file: Arc<File>, range: Range<u64>, key: ObjectKey, from_disk: bool) -> ByteStream {
+    if from_disk {
+        forget_pages(&file, range.clone());
+    }
+    let start = (file, range, key);
+    futures::stream::try_unfold(start, move |(file, range, key)| async move {
         let length = PIECE_BYTES.min(range.end - range.start);
         if length == 0 {
             return Ok(None);
@@ -105,14 +126,28 @@ fn file_pieces(file: std::fs::File, range: Range<u64>, key: ObjectKey) -> ByteSt
         let piece = read_at(&file, range.start, length as usize).await.map_err(|e| {
             StoreError::new(StoreErrorKind::Unavailable, Op::Get, key.as_str(), &e.to_string())
         })?;
-        Ok(Some((piece, (file, range.start + length..range.end, key))))
+        let next = range.start + length;
+        if from_disk {
+            forget_pages(&file, range.start..next);
+        }
+        Ok(Some((piece, (file, next..range.end, key))))
     })
     .boxed()
 }
 
+/// Asks the kernel to drop the clean pages of a local file. Advice only: where it is not taken, reading is
+/// right all the same.
+pub fn forget_pages(file: &File, range: Range<u64>) {
+    let length = std::num::NonZeroU64::new(range.end.saturating_sub(range.start));
+    let advice = rustix::fs::Advice::DontNeed;
+    if let Err(error) = rustix::fs::fadvise(file, range.start, length, advice) {
+        tracing::debug!(%error, "pages stay in the cache");
+    }
+}
+
 /// Exactly `length` bytes of a file, off the executor's threads.
 pub(super) async fn read_at(
-    file: &Arc<std::fs::File>,
+    file: &Arc<File>,
     offset: u64,
     length: usize,
 ) -> std::io::Result<Bytes> {

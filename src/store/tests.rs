@@ -143,7 +143,7 @@ async fn a_failed_part_aborts_the_upload_and_leaves_no_object() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(40 << 20).unwrap();
     let rate = RateLimiter::new(None);
-    let error = failing.put_file(&key("x.log"), &Arc::new(file), 40 << 20, &rate).await;
+    let error = failing.put_file(&key("x.log"), &Arc::new(file), 0..40 << 20, &rate).await;
     assert_eq!(error.unwrap_err().kind, StoreErrorKind::Unavailable);
     assert!(puts.load(Ordering::SeqCst) >= 3, "the fault was reached");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "parts stay behind");

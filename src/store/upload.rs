@@ -5,6 +5,7 @@
 //! in flight; a failed or abandoned upload is aborted, so that no invisible parts are left to pay for.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,18 +25,19 @@ const PART_BYTES: u64 = 8 * 1024 * 1024;
 const PARTS_IN_FLIGHT_MAX: usize = 3;
 
 impl Store {
-    /// Writes the first `length` bytes of `file` as an object. A file that is shorter is an error.
+    /// Writes these bytes of `file` as an object. A file that ends before is an error.
     /// `key` must belong to this upload alone.
     pub async fn put_file(
         &self,
         key: &ObjectKey,
         file: &Arc<File>,
-        length: u64,
+        range: Range<u64>,
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
+        let length = range.end.saturating_sub(range.start);
         if length <= SINGLE_PUT_BYTES_MAX {
             rate.acquire(length).await;
-            let bytes = part(key, file, 0, length).await?;
+            let bytes = part(key, file, range.start, length).await?;
             return self.put_overwrite(key, bytes).await;
         }
         let path = self.path(Op::Put, key.as_str())?;
@@ -45,7 +47,7 @@ impl Store {
             })
             .await?;
         let mut upload = AbortOnDrop(Some(upload));
-        let result = self.send_parts(key, file, length, rate, &mut upload).await;
+        let result = self.send_parts(key, file, range, rate, &mut upload).await;
         if let (Err(_), Some(mut failed)) = (&result, upload.0.take()) {
             let aborted = self.run(Op::Delete, key, 0, async {
                 failed.abort().await.map_err(map(Op::Delete, key))
@@ -61,18 +63,18 @@ impl Store {
         &self,
         key: &ObjectKey,
         file: &Arc<File>,
-        length: u64,
+        range: Range<u64>,
         rate: &RateLimiter,
         upload: &mut AbortOnDrop,
     ) -> Result<(), StoreError> {
         let Some(sink) = upload.0.as_mut() else { return Ok(()) };
         let mut in_flight = FuturesUnordered::new();
-        let mut offset = 0;
-        while offset < length {
+        let mut offset = range.start;
+        while offset < range.end {
             if in_flight.len() >= PARTS_IN_FLIGHT_MAX {
                 in_flight.next().await.transpose()?;
             }
-            let size = PART_BYTES.min(length - offset);
+            let size = PART_BYTES.min(range.end - offset);
             rate.acquire(size).await;
             let bytes = part(key, file, offset, size).await?;
             let sending = sink.put_part(PutPayload::from(bytes));
@@ -88,6 +90,7 @@ impl Store {
             sent?;
         }
         drop(in_flight);
+        let length = range.end.saturating_sub(range.start);
         self.run(Op::Put, key, length, async {
             sink.complete().await.map_err(map(Op::Put, key))?;
             self.synced(key).await

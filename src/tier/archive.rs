@@ -11,11 +11,14 @@ use super::fate::Fate;
 use super::holds::{Hold, HoldKind};
 use super::jobs::is_swapping;
 use super::prepare::{self, Job, Looked, Prepared, Source};
-use super::verdict::{ArchiveView, GapPiece, Item, Scanned, Verdict, judge};
-use crate::catalog::Archived;
-use crate::local::Stub;
+use super::verdict::{
+    ArchiveView, Compared, GapPiece, Item, Scanned, Verdict, judge, judge_compared,
+};
+use crate::catalog::{Archived, Content};
+use crate::failpoint;
+use crate::local::{Extent, Stub};
 use crate::manifest::{Chain, Change, Item as Tile};
-use crate::store::names;
+use crate::store::{forget_pages, names};
 use crate::types::{ArchivedSegment, ChainId};
 
 /// Commits that may be lost to other writers in a row before the attempt is given up.
@@ -36,6 +39,44 @@ pub(super) enum Done {
     NotCommitted,
     /// It changed or went away meanwhile: plan again.
     Gone,
+}
+
+/// What is to be done with a segment.
+enum Step {
+    /// The archive has it, in these places.
+    Adopt(Vec<Extent>),
+    /// Upload what the archive lacks of it, and commit that.
+    Commit(Commit),
+    /// Nothing, and why.
+    Hold(HoldKind, String),
+}
+
+/// A commit to come.
+struct Commit {
+    /// First offset of what is uploaded.
+    offset: i64,
+    /// Where that begins in the file.
+    position: u64,
+    /// Where the bytes before it lie in the archive.
+    extents: Vec<Extent>,
+    replaces: Replaces,
+}
+
+/// What of the chain gives way to it.
+#[derive(Clone)]
+enum Replaces {
+    /// It goes behind these gaps, at the chain's end.
+    Nothing(Vec<GapPiece>),
+    Range {
+        from_offset: i64,
+        to_offset: i64,
+        extend: Option<GapPiece>,
+    },
+    /// Everything from here on.
+    From {
+        offset: i64,
+        reason: String,
+    },
 }
 
 impl Tier {
@@ -64,37 +105,48 @@ impl Tier {
     }
 
     async fn carry(
-        &self,
+        self: &Arc<Self>,
         job: &Job,
-        prepared: &Prepared,
+        prepared: &Arc<Prepared>,
         mut chain: Arc<Chain>,
     ) -> Result<Done, TierError> {
-        let mut uploaded: Option<Arc<ArchivedSegment>> = None;
+        let mut uploaded = None;
         for _ in 0..CONFLICTS_MAX {
-            let verdict = self.judge(job, prepared, &chain);
-            if let Verdict::Adopt(segment) = verdict {
-                return self.adopt(job, prepared, uploaded.as_deref(), segment).await;
-            }
-            if let Verdict::Held(reason) = verdict {
-                self.discard_upload(job, uploaded.as_deref()).await;
-                self.hold(job, HoldKind::Held, None, &reason, prepared.mutations);
-                return Ok(Done::Held(reason));
-            }
-            if let Verdict::PassedOver(reason) = verdict {
-                self.discard_upload(job, uploaded.as_deref()).await;
-                self.hold(job, HoldKind::Quarantined, None, &reason, prepared.mutations);
-                return Ok(Done::Quarantined(reason));
-            }
-            let segment = match uploaded.take() {
-                Some(segment) => segment,
-                None => Arc::new(self.upload(job, prepared).await?),
+            let step = match self.next_step(job, prepared, &chain).await {
+                Ok(step) => step,
+                Err(error) => {
+                    self.discard_upload(job, uploaded.as_ref()).await;
+                    return Err(error);
+                }
             };
+            let step = match step {
+                Step::Commit(commit) => {
+                    let Some(found) = self.archived_in(&job.chain, &commit.extents) else {
+                        self.discard_upload(job, uploaded.as_ref()).await;
+                        return Ok(Done::Gone);
+                    };
+                    self.check_all(job, &found).await?;
+                    commit
+                }
+                Step::Adopt(segments) => {
+                    return self.adopt(job, prepared, uploaded.as_ref(), segments).await;
+                }
+                Step::Hold(kind, reason) => {
+                    self.discard_upload(job, uploaded.as_ref()).await;
+                    self.hold(job, kind, None, &reason, prepared.mutations);
+                    return Ok(match kind {
+                        HoldKind::Held => Done::Held(reason),
+                        HoldKind::Quarantined => Done::Quarantined(reason),
+                    });
+                }
+            };
+            let segment = self.uploaded(job, prepared, &step, uploaded.take()).await?;
             uploaded = Some(segment.clone());
             if !self.is_unchanged(job, prepared) {
                 self.discard_upload(job, Some(&segment)).await;
                 return Ok(Done::Gone);
             }
-            let changes = changes_of(&verdict, &segment).unwrap_or_default();
+            let changes = step.changes(&segment);
             if let Err(why) = chain.check(&changes) {
                 // The commit would be refused and write nothing: nobody will ever name the objects.
                 self.discard_upload(job, Some(&segment)).await;
@@ -102,18 +154,36 @@ impl Tier {
                 return Err(TierError::Manifest { chain, why });
             }
             if self.chains.commit(&chain, &job.chain, changes).await?.is_some() {
-                self.note_archived(job, prepared, &segment);
+                if let Replaces::From { offset, reason } = &step.replaces {
+                    tracing::warn!(
+                        segment = %job.source.label(), offset, %reason,
+                        "archived history gives way from this offset on"
+                    );
+                }
+                self.note_archived(job, prepared, &segment, step.extents);
                 self.counters.archived_segments.raise();
                 self.counters.archived_bytes.add(segment.size_bytes);
                 return Ok(Done::Archived(segment));
             }
             chain = self.chains.ready(&job.chain).await?;
         }
-        self.discard_upload(job, uploaded.as_deref()).await;
+        self.discard_upload(job, uploaded.as_ref()).await;
         Err(TierError::Outrun(job.chain.to_string()))
     }
 
-    fn judge(&self, job: &Job, prepared: &Prepared, chain: &Chain) -> Verdict {
+    /// What is to be done with the segment on this view of the chain.
+    async fn next_step(
+        self: &Arc<Self>,
+        job: &Job,
+        prepared: &Prepared,
+        chain: &Chain,
+    ) -> Result<Step, TierError> {
+        let whole = |replaces| Commit {
+            offset: job.base_offset,
+            position: 0,
+            extents: Vec::new(),
+            replaces,
+        };
         let scanned = Scanned {
             base_offset: job.base_offset,
             end_offset: prepared.end_offset,
@@ -123,31 +193,136 @@ impl Tier {
             epochs: prepared.scan.epochs.clone(),
         };
         let view = view_of(chain, scanned.base_offset, scanned.end_offset);
-        judge(&view, &scanned, &self.holds.quarantined(&job.chain))
+        match judge(&view, &scanned, &self.holds.quarantined(&job.chain)) {
+            Verdict::Adopt(segment) => {
+                Ok(Step::Adopt(vec![Extent::of(&segment, 0..prepared.scan.size_bytes, 0)]))
+            }
+            Verdict::Append(gaps) => Ok(Step::Commit(whole(Replaces::Nothing(gaps)))),
+            Verdict::Replace { from_offset, to_offset, extend } => {
+                Ok(Step::Commit(whole(Replaces::Range { from_offset, to_offset, extend })))
+            }
+            Verdict::PassedOver(reason) => Ok(Step::Hold(HoldKind::Quarantined, reason)),
+            Verdict::Held(reason) => Ok(Step::Hold(HoldKind::Held, reason)),
+            Verdict::Compare => {
+                let overlap = self.compare_overlap(job, prepared, chain).await?;
+                let continues = self.continues_archived(job, chain).await?;
+                let compared = judge_compared(&view, &scanned, &overlap, continues);
+                Ok(step_of(compared, overlap.extents))
+            }
+        }
     }
 
+    /// Whether what precedes the segment in the log dir is proved to be what the archive has there.
+    async fn continues_archived(
+        self: &Arc<Self>,
+        job: &Job,
+        chain: &Chain,
+    ) -> Result<bool, TierError> {
+        let Source::Log { dir, .. } = &job.source else { return Ok(false) };
+        let segments = dir.segments();
+        let before = segments.into_iter().find(|s| s.next_base == Some(job.base_offset));
+        let Some(before) = before.map(|s| s.log) else { return Ok(false) };
+        let stub = match before.content() {
+            Content::Cold(stub) => stub,
+            _ => {
+                let (tier, log) = (self.clone(), before.clone());
+                let compared = tokio::task::spawn_blocking(move || tier.is_compared(&log));
+                let compared = compared.await.map_err(|error| scan_ended(&job.chain, &error))?;
+                let archived = before.archived().filter(|a| a.compared);
+                match archived {
+                    Some(archived) if compared.map_err(|e| job.source.local_error(e))? => {
+                        Arc::new(archived.stub.clone())
+                    }
+                    _ => return Ok(false),
+                }
+            }
+        };
+        let in_chain = |e: &Extent| {
+            chain.find(e.base_offset).is_some_and(|segment| segment.upload_id == e.upload_id)
+        };
+        Ok(stub.chain() == job.chain && stub.extents.last().is_some_and(in_chain))
+    }
+
+    /// The part of the segment that a commit names, uploaded, unless an earlier try has done that.
+    async fn uploaded(
+        &self,
+        job: &Job,
+        prepared: &Arc<Prepared>,
+        step: &Commit,
+        before: Option<Arc<ArchivedSegment>>,
+    ) -> Result<Arc<ArchivedSegment>, TierError> {
+        if let Some(segment) = &before
+            && segment.base_offset == step.offset
+        {
+            return Ok(segment.clone());
+        }
+        self.discard_upload(job, before.as_ref()).await;
+        if step.position == 0 {
+            return Ok(Arc::new(self.upload(job, prepared).await?));
+        }
+        let part = {
+            let (job, whole, stopping) = (job.clone(), prepared.clone(), self.stopping.clone());
+            let from = (step.offset, step.position);
+            tokio::task::spawn_blocking(move || prepare::part(&job, &whole, from, &stopping))
+        };
+        let part = part.await.map_err(|error| scan_ended(&job.chain, &error))??;
+        Ok(Arc::new(self.upload(job, &part).await?))
+    }
+
+    /// Notes that the archive has all bytes of the segment, in these places.
     async fn adopt(
         &self,
         job: &Job,
         prepared: &Prepared,
-        uploaded: Option<&ArchivedSegment>,
-        segment: ArchivedSegment,
+        uploaded: Option<&Arc<ArchivedSegment>>,
+        extents: Vec<Extent>,
     ) -> Result<Done, TierError> {
-        let ours = uploaded.is_some_and(|u| u.upload_id == segment.upload_id);
-        if !ours {
-            self.discard_upload(job, uploaded).await;
-            self.check_objects(&job.chain, &segment).await?;
+        let Some(found) = self.archived_in(&job.chain, &extents) else { return Ok(Done::Gone) };
+        if let Some(upload) = uploaded
+            && !found.iter().any(|s| s.upload_id == upload.upload_id)
+        {
+            self.discard_upload(job, Some(upload)).await;
         }
+        let ours = |s: &Arc<ArchivedSegment>| {
+            uploaded.is_some_and(|upload| upload.upload_id == s.upload_id)
+        };
+        let others: Vec<_> = found.iter().filter(|s| !ours(s)).cloned().collect();
+        self.check_all(job, &others).await?;
+        let Some(first) = found.first().cloned() else { return Ok(Done::Gone) };
         if !self.is_unchanged(job, prepared) {
             return Ok(Done::Gone);
         }
-        let segment = Arc::new(segment);
-        self.note_archived(job, prepared, &segment);
+        self.note_archived(job, prepared, &first, extents);
         self.counters.adopted_segments.raise();
-        Ok(Done::Adopted(segment))
+        Ok(Done::Adopted(first))
     }
 
-    async fn discard_upload(&self, job: &Job, uploaded: Option<&ArchivedSegment>) {
+    /// The archived segments that these places lie in; `None`: one was replaced meanwhile, and the segment is
+    /// to be looked at again on the newer chain.
+    fn archived_in(
+        &self,
+        chain: &ChainId,
+        extents: &[Extent],
+    ) -> Option<Vec<Arc<ArchivedSegment>>> {
+        let chain = self.chains.view(chain)?;
+        let find =
+            |e: &Extent| chain.find(e.base_offset).filter(|s| s.upload_id == e.upload_id).cloned();
+        extents.iter().map(find).collect()
+    }
+
+    /// That the store has the objects of all of them.
+    async fn check_all(
+        &self,
+        job: &Job,
+        segments: &[Arc<ArchivedSegment>],
+    ) -> Result<(), TierError> {
+        for segment in segments {
+            self.check_objects(&job.chain, segment).await?;
+        }
+        Ok(())
+    }
+
+    async fn discard_upload(&self, job: &Job, uploaded: Option<&Arc<ArchivedSegment>>) {
         if let Some(segment) = uploaded {
             self.remove_upload(&job.chain, segment).await;
         }
@@ -170,21 +345,43 @@ impl Tier {
         same_size && same_time && wanted && job.source.mutations() == prepared.mutations
     }
 
-    fn note_archived(&self, job: &Job, prepared: &Prepared, segment: &Arc<ArchivedSegment>) {
+    /// `extents`: where the bytes before those of `segment` lie, or all of them.
+    fn note_archived(
+        &self,
+        job: &Job,
+        prepared: &Prepared,
+        segment: &Arc<ArchivedSegment>,
+        mut extents: Vec<Extent>,
+    ) {
+        failpoint::step("archive.note");
         self.holds.forget(&job.source.id());
+        let size = prepared.scan.size_bytes;
+        let proved = extents.last().map_or(0, |e| e.file_end);
+        if proved < size {
+            extents.push(Extent::of(segment, proved..size, 0));
+        }
         match &job.source {
             Source::Log { log, .. } => {
+                let stub = Stub::of_segment(&job.chain, segment, prepared.mtime_ns, prepared.owner);
                 log.set_archived(Archived {
-                    stub: Stub::of_segment(&job.chain, segment, prepared.mtime_ns, prepared.owner),
+                    stub: stub.with_extents(size, prepared.scan.sha256, extents),
                     mutations: prepared.mutations,
                     compared: true,
                 });
                 self.note_roll_time(log.id);
             }
-            Source::Spooled(entry) => self.spool.note_archived(&entry.id, segment),
+            Source::Spooled(entry) => {
+                let end_offset = prepared.end_offset;
+                self.spool.note_archived(&entry.id, &extents, end_offset);
+            }
         }
+        if self.config.forget_archived_pages {
+            // The mount's own page cache has what a reader may want of it.
+            forget_pages(&prepared.file, 0..size);
+        }
+        failpoint::step("archive.noted");
         tracing::debug!(
-            segment = %job.source.label(), end_offset = segment.end_offset,
+            segment = %job.source.label(), end_offset = prepared.end_offset,
             upload = %segment.upload_id, "archived"
         );
     }
@@ -257,23 +454,44 @@ fn view_of(chain: &Chain, base: i64, end: i64) -> ArchiveView {
     }
 }
 
+/// What a comparison comes to. `extents`: where the equal bytes lie.
+fn step_of(compared: Compared, extents: Vec<Extent>) -> Step {
+    let (offset, position, replaces) = match compared {
+        Compared::Covered => return Step::Adopt(extents),
+        Compared::Held(reason) => return Step::Hold(HoldKind::Held, reason),
+        Compared::Continue { offset, position } => {
+            (offset, position, Replaces::Nothing(Vec::new()))
+        }
+        Compared::Fill { offset, position, from_offset, to_offset } => {
+            (offset, position, Replaces::Range { from_offset, to_offset, extend: None })
+        }
+        Compared::Fork { offset, position, reason } => {
+            (offset, position, Replaces::From { offset, reason })
+        }
+    };
+    Step::Commit(Commit { offset, position, extents, replaces })
+}
+
 fn gap_change(piece: GapPiece) -> Change {
     Change::Gap { from_offset: piece.from_offset, to_offset: piece.to_offset, reason: piece.reason }
 }
 
-/// What a commit says; `None`: the verdict commits nothing.
-fn changes_of(verdict: &Verdict, segment: &Arc<ArchivedSegment>) -> Option<Vec<Change>> {
-    match verdict.clone() {
-        Verdict::Append(gaps) => {
-            let add = Change::Add(segment.as_ref().clone());
-            Some(gaps.into_iter().map(gap_change).chain([add]).collect())
+impl Commit {
+    /// What the commit says once `segment` is uploaded.
+    fn changes(&self, segment: &Arc<ArchivedSegment>) -> Vec<Change> {
+        let segment = segment.as_ref().clone();
+        match self.replaces.clone() {
+            Replaces::Nothing(gaps) => {
+                gaps.into_iter().map(gap_change).chain([Change::Add(segment)]).collect()
+            }
+            Replaces::Range { from_offset, to_offset, extend } => {
+                let replace = Change::Replace { from_offset, to_offset, segments: vec![segment] };
+                extend.into_iter().map(gap_change).chain([replace]).collect()
+            }
+            Replaces::From { offset: from_offset, reason } => {
+                vec![Change::Fork { from_offset, segments: vec![segment], reason }]
+            }
         }
-        Verdict::Replace { from_offset, to_offset, extend } => {
-            let segments = vec![segment.as_ref().clone()];
-            let replace = Change::Replace { from_offset, to_offset, segments };
-            Some(extend.into_iter().map(gap_change).chain([replace]).collect())
-        }
-        Verdict::Adopt(_) | Verdict::PassedOver(_) | Verdict::Held(_) => None,
     }
 }
 

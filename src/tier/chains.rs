@@ -2,14 +2,14 @@
 //!
 //! A chain is first known from the mirror on local disk. Before the first commit of this process the
 //! store is asked what it holds, so that a decision never rests on an old view; after that every
-//! commit's conflict says when the view is old.
+//! commit's conflict says when the view is old, and that somebody else writes: a replica's broker.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::manifest::{Chain, Change, CommitOutcome, ManifestLog};
+use crate::manifest::{Chain, Change, CommitOutcome, ManifestError, ManifestLog};
 use crate::types::ChainId;
 
 use super::error::TierError;
@@ -19,6 +19,8 @@ use super::error::TierError;
 struct Work {
     /// The view is not older than this process's last word with the store.
     fresh: bool,
+    /// Others commit to it, too: the store is asked before anything is uploaded.
+    shared: bool,
 }
 
 #[derive(Debug, Default)]
@@ -33,8 +35,11 @@ pub(super) struct Chains {
     slots: Mutex<HashMap<ChainId, Arc<Slot>>>,
 }
 
-fn manifest_error(id: &ChainId, why: impl std::fmt::Display) -> TierError {
-    TierError::Manifest { chain: id.to_string(), why: why.to_string() }
+fn manifest_error(id: &ChainId, error: ManifestError) -> TierError {
+    match error {
+        ManifestError::Mirror { path, cause } => TierError::local(&path, cause),
+        error => TierError::Manifest { chain: id.to_string(), why: error.to_string() },
+    }
 }
 
 impl Chains {
@@ -59,8 +64,11 @@ impl Chains {
         known.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The chains that the mirror on local disk has.
+    /// The chains that the mirror on local disk has, once what a crash left there is removed.
     pub fn mirrored(&self) -> Result<Vec<ChainId>, String> {
+        if let Err(error) = self.log.remove_leftovers() {
+            tracing::warn!(%error, "what a crash left in the local manifest stays");
+        }
         self.log.mirror_chains().map_err(|e| e.to_string())
     }
 
@@ -81,7 +89,7 @@ impl Chains {
         let slot = self.slot(id);
         let mut work = slot.work.lock().await;
         let known = slot.view.read().clone();
-        if let (true, Some(known)) = (work.fresh, &known) {
+        if let (true, Some(known)) = (work.fresh && !work.shared, &known) {
             return Ok(known.clone());
         }
         let chain = match known {
@@ -123,7 +131,10 @@ impl Chains {
         *slot.view.write() = Some(chain.clone());
         Ok(match outcome {
             CommitOutcome::Committed => Some(chain),
-            CommitOutcome::Conflict => None,
+            CommitOutcome::Conflict => {
+                work.shared = true;
+                None
+            }
         })
     }
 }

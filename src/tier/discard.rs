@@ -10,6 +10,7 @@ use super::fate::{self, Discard, DiscardFacts, FateNote};
 use super::holds::SourceId;
 use super::small_files::spool_name;
 use crate::catalog::{Content, LogFile, PartitionDir};
+use crate::failpoint;
 use crate::kafka::names::{self, FileKind, LogName, Suffix};
 use crate::local::spool::{DiscardReason, SpoolDoc, SpoolEntry};
 use crate::types::ChainId;
@@ -128,7 +129,7 @@ impl Tier {
             Err(error) => return self.give_up(dir, name, log, &error),
         };
         link_side_files(&dir.path(), parsed.base_offset, &entry);
-        let moved = match dir.remove_log_into(name, &entry.log()) {
+        let moved = match self.with_ballast(|| dir.remove_log_into(name, &entry.log())) {
             // Half of it is archived and half is local: there is no one file to keep.
             Err(error) if owed.archive && matches!(log.content(), Content::Overlaid(..)) => {
                 Err(error)
@@ -146,6 +147,7 @@ impl Tier {
                 let (from, to) = (SourceId::Log(log.id), SourceId::Spooled(entry.id.clone()));
                 self.holds.rename(&from, to);
                 self.spool.insert(entry, Some(log.id), dirty);
+                failpoint::step("spool.kept");
                 Ok(removed)
             }
             Err(error) => {
@@ -187,11 +189,13 @@ impl Tier {
             Some(stub) => stub.chain(),
             None => dir.chain()?,
         };
+        let stat = log.stat()?;
         let archived_end = || {
             let chain = self.chains.view(&chain)?;
-            chain.find(parsed.base_offset).map(|s| s.end_offset)
+            let segment = chain.find(parsed.base_offset)?;
+            (segment.size_bytes == stat.size_bytes).then_some(segment.end_offset)
         };
-        let stat = log.stat()?;
+        let first = stub.filter(|_| !owed.archive).and_then(|s| s.extents.first().cloned());
         Ok(SpoolDoc {
             end_offset: owed.end_offset.or_else(archived_end),
             tp: chain.tp.clone(),
@@ -206,9 +210,8 @@ impl Tier {
             archive_wanted: owed.archive,
             listener_wanted: owed.listener,
             discarded_ms: self.clock.now_ms(),
-            upload_id: stub
-                .filter(|_| !owed.archive)
-                .and_then(|s| s.extents.first().map(|e| e.upload_id.clone())),
+            upload_id: first.as_ref().map(|e| e.upload_id.clone()),
+            object_base_offset: first.map(|e| e.base_offset),
             compacted: self.catalog.is_compacted(dir),
         })
     }
@@ -222,7 +225,11 @@ fn candidates(dir: &Path, base_offset: i64, kind: FileKind) -> [PathBuf; 2] {
 /// Hard links, so that Kafka's own unlinks of these names stay what they are. One that fails costs an
 /// index that is made anew.
 fn link_side_files(dir: &Path, base_offset: i64, entry: &SpoolEntry) {
-    let link = |from: &Path, to: PathBuf| match std::fs::hard_link(from, &to) {
+    let linked = |from: &Path, to: &Path| {
+        failpoint::disk("spool.links")?;
+        std::fs::hard_link(from, to)
+    };
+    let link = |from: &Path, to: PathBuf| match linked(from, &to) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(file = %from.display(), %error, "not kept with its segment");
             false

@@ -21,6 +21,7 @@ use super::identity::needs_operator;
 use super::listener::RUNS_MAX;
 use super::prepare::{Job, Source};
 use crate::catalog::PartitionDir;
+use crate::local::is_disk_full;
 use crate::local::spool::SpoolEntry;
 use crate::types::ChainId;
 
@@ -175,6 +176,7 @@ impl Engine {
 
     fn start(&mut self, job: Job) {
         self.busy.insert(job.chain.clone());
+        self.tier.tell_pace(&job);
         let tier = self.tier.clone();
         self.work.spawn(async move {
             let attempt = AssertUnwindSafe(tier.archive(&job)).catch_unwind().await;
@@ -261,13 +263,14 @@ impl Engine {
         }
         self.sweeping = true;
         let tier = self.tier.clone();
-        self.work.spawn_blocking(move || End::Swept(tier.spool.sweep()));
+        let sweep = move || End::Swept(tier.with_ballast(|| tier.spool.sweep()));
+        self.work.spawn_blocking(sweep);
     }
 
     fn start_eviction(&mut self, now_ms: u64) {
         let pause = if self.evict_soon { EVICT_EVERY_MS } else { EVICT_WHEN_IDLE_EVERY_MS };
         let due = now_ms.saturating_sub(self.evicted_at_ms) >= pause;
-        if self.evicting || !due || !self.tier.evicts() {
+        if self.evicting || !due || !(self.tier.evicts() || self.tier.room.is_some()) {
             return;
         }
         (self.evicting, self.evict_soon, self.evicted_at_ms) = (true, false, now_ms);
@@ -281,6 +284,10 @@ impl Engine {
             return;
         }
         self.hydrated_at_ms = now_ms;
+        if self.tier.space().is_some_and(|s| s.short_bytes() > 0) {
+            // It would take what the disk does not have.
+            return;
+        }
         let mut waiting = self.tier.to_hydrate();
         let ids: HashSet<u64> = waiting.iter().map(|log| log.id).collect();
         let pauses = &self.hydrate_pauses;
@@ -429,6 +436,18 @@ impl Engine {
 impl Tier {
     pub(super) fn note_failure(&self, job: &Job, error: &TierError, now_ms: u64) {
         self.counters.failed_attempts.raise();
+        if let TierError::Local { source, .. } = error
+            && is_disk_full(source)
+        {
+            // Said once for the whole disk, by `local::Room`.
+            let again = self.lightened(source);
+            tracing::debug!(segment = %job.source.label(), %error, again, "not archived yet");
+            if !again {
+                self.backoffs.failed(&job.chain, now_ms);
+            }
+            self.last_error.set(now_ms, format!("{}: {error}", job.source.label()));
+            return;
+        }
         let failures = self.backoffs.failed(&job.chain, now_ms);
         let segment = job.source.label();
         // Once when it begins and now and then while it lasts.

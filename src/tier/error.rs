@@ -57,6 +57,22 @@ pub enum TierError {
         /// What is there instead.
         found: String,
     },
+    /// Archived bytes are not those that were archived.
+    #[error("{key}: {why}: the archive is damaged there")]
+    Damaged {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The end of a segment that is fine as a whole is not: it changed meanwhile.
+    #[error("{segment} changed while it was archived: {why}")]
+    Part {
+        /// The file.
+        segment: String,
+        /// Which rule its end breaks.
+        why: String,
+    },
     /// Local disk.
     #[error("{path}: {source}")]
     Local {

@@ -22,6 +22,8 @@ pub(super) struct Budget {
     pub hot_bytes_max: Option<u64>,
     pub age_ns_max: Option<u64>,
     pub now_ns: u64,
+    /// What the disk lacks to its reserve, whatever the limits say.
+    pub short_bytes: u64,
 }
 
 /// The order in which they are looked at.
@@ -36,12 +38,13 @@ impl Budget {
         let excess = self.hot_bytes_max.is_some_and(|max| self.hot_bytes_now > max);
         let age_ns = self.now_ns.saturating_sub(candidate.mtime_ns);
         let too_old = self.age_ns_max.is_some_and(|max| age_ns > max);
-        candidate.size_bytes > 0 && (excess || too_old)
+        candidate.size_bytes > 0 && (excess || too_old || self.short_bytes > 0)
     }
 
     /// So many bytes less are in `hot/`.
     pub fn released(&mut self, size_bytes: u64) {
         self.hot_bytes_now = self.hot_bytes_now.saturating_sub(size_bytes);
+        self.short_bytes = self.short_bytes.saturating_sub(size_bytes);
     }
 }
 
@@ -84,7 +87,13 @@ mod tests {
     }
 
     fn budget(now: u64, max: Option<u64>, age: Option<u64>) -> Budget {
-        Budget { hot_bytes_now: now, hot_bytes_max: max, age_ns_max: age, now_ns: 1000 }
+        Budget {
+            hot_bytes_now: now,
+            hot_bytes_max: max,
+            age_ns_max: age,
+            now_ns: 1000,
+            short_bytes: 0,
+        }
     }
 
     fn choose(mut candidates: Vec<Candidate<&'static str>>, budget: &Budget) -> Vec<&'static str> {
@@ -112,6 +121,13 @@ mod tests {
     fn what_is_older_than_the_limit_goes_whatever_the_budget() {
         assert_eq!(choose(candidates(), &budget(1, None, Some(800))), ["tie", "old"]);
         assert_eq!(choose(candidates(), &budget(1, None, Some(900))), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn on_a_disk_with_little_space_the_oldest_go_until_its_reserve_is_free() {
+        let roomy = budget(20, Some(1000), None);
+        assert_eq!(choose(candidates(), &roomy), Vec::<&str>::new());
+        assert_eq!(choose(candidates(), &Budget { short_bytes: 11, ..roomy }), ["tie", "old"]);
     }
 
     #[test]

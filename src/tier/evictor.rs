@@ -8,7 +8,9 @@ use super::Tier;
 use super::evict::{Budget, Candidate, Safety, may_go, oldest_first};
 use super::prepare::hash_file;
 use crate::catalog::{Archived, LogFile, PartitionDir};
+use crate::failpoint;
 use crate::kafka::names::DirKind;
+use crate::local::is_of_whole_disk;
 
 impl Tier {
     /// Whether anything is ever evicted.
@@ -20,6 +22,7 @@ impl Tier {
     /// One round: releases what the limits ask for and the laws allow. Blocking. Returns how many files.
     /// A file that fails is left alone for a while and stops no other; the first error is the result.
     pub(super) fn evict_round(&self) -> io::Result<u64> {
+        let space = self.settle_space();
         if !self.evicts() {
             return Ok(0);
         }
@@ -29,6 +32,7 @@ impl Tier {
             hot_bytes_max: self.config.hot_bytes,
             age_ns_max: self.config.hot_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
             now_ns: self.clock.now_ns(),
+            short_bytes: space.map_or(0, |s| s.short_bytes()),
         };
         oldest_first(&mut candidates);
         let (mut evicted, mut failed, mut begun) = (0, Ok(()), false);
@@ -42,18 +46,27 @@ impl Tier {
                 continue;
             }
             if !begun {
-                self.catalog.ensure_sentinel()?;
+                self.with_ballast(|| self.catalog.ensure_sentinel())?;
                 begun = true;
             }
-            match self.evict_one(log) {
+            match self.with_ballast(|| self.evict_one(log)) {
                 Ok(true) => {
                     budget.released(candidate.size_bytes);
                     evicted += 1;
                 }
                 Ok(false) => {}
                 Err(_) if self.is_stopping() => break,
+                // Nor would any other file's stub find space.
+                Err(error) if is_of_whole_disk(&error) => {
+                    failed = failed.and(Err(error));
+                    break;
+                }
                 Err(error) => failed = failed.and(Err(self.note_not_evicted(log, error))),
             }
+        }
+        if evicted > 0 {
+            // What became free: the ballast first.
+            self.settle_space();
         }
         failed.map(|()| evicted)
     }
@@ -132,7 +145,7 @@ impl Tier {
     }
 
     /// Bytes that were only taken for archived, by size and time, are hashed before they may go.
-    fn is_compared(&self, log: &Arc<LogFile>) -> io::Result<bool> {
+    pub(super) fn is_compared(&self, log: &Arc<LogFile>) -> io::Result<bool> {
         let Some(archived) = log.archived() else { return Ok(false) };
         if archived.compared {
             return Ok(true);
@@ -142,6 +155,7 @@ impl Tier {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e),
         };
+        failpoint::disk("evict.compare")?;
         let found = hash_file(&file, &self.stopping)?;
         if log.mutations() != archived.mutations {
             return Ok(false);

@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 
 use super::{Fetch, Tier};
 use crate::catalog::{Content, LogFile};
+use crate::failpoint;
 use crate::local::Stub;
 
 /// How soon a stop ends the waiting for bytes.
@@ -74,6 +75,7 @@ impl Tier {
                     let got = bytes.len();
                     return Err(io::Error::other(format!("{got} of {len} archived bytes came")));
                 }
+                failpoint::disk("hydrate.fill")?;
                 file.write_all_at(&bytes, at)?;
                 at += len as u64;
             }

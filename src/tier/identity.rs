@@ -86,6 +86,8 @@ pub(super) fn needs_operator(error: &TierError) -> bool {
         TierError::Manifest { .. }
         | TierError::ReadBack { .. }
         | TierError::Missing { .. }
+        | TierError::Damaged { .. }
+        | TierError::Part { .. }
         | TierError::Local { .. }
         | TierError::Outrun(_)
         | TierError::Stopping => false,

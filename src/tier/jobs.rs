@@ -11,6 +11,9 @@ use crate::catalog::{Content, LogFile, PartitionDir, SegmentView};
 use crate::kafka::names::{DirKind, FileKind, Suffix, parse_file};
 use crate::types::ChainId;
 
+/// A segment that waits for longer means that archiving is behind.
+const BEHIND_MS: u64 = 15_000;
+
 /// Whether the cleaner is about to put its results in place: then a segment may have no plain name.
 pub(super) fn is_swapping(dir: &PartitionDir) -> bool {
     let parsed = |(name, _): &(String, _)| parse_file(name);
@@ -90,7 +93,7 @@ impl Tier {
                 .filter(|n| n.kind == FileKind::Log && n.suffix == Suffix::Deleted)?;
             let note = self.fates.lock().get(&log.id).copied()?;
             let next_base = note.next_base.filter(|next| *next <= committed)?;
-            let continues = facts.archive_end.is_none_or(|end| name.base_offset >= end);
+            let continues = facts.archive_end.is_none_or(|end| next_base > end);
             let waits = log.is_hot() && log.archived().is_none();
             let held = self.holds.kind(&SourceId::Log(log.id), log.mutations()).is_some();
             (note.fate == Fate::Retention && continues && waits && !held).then(|| Job {
@@ -116,12 +119,13 @@ impl Tier {
         self.spooled_from(chain, i64::MIN)
     }
 
-    /// The lowest entry at or behind `from_offset`. One on hold stops nobody: what follows it in the spool
+    /// The lowest entry that reaches `from_offset` or lies behind it. One on hold stops nobody: what follows it in the spool
     /// is judged for itself, and its offsets can still be filled in later.
     fn spooled_from(&self, chain: &ChainId, from_offset: i64) -> Option<Job> {
         for entry in self.spool.wanted(chain) {
             let held = self.holds.kind(&SourceId::Spooled(entry.id.clone()), 0).is_some();
-            if held || entry.doc.base_offset < from_offset {
+            let last = entry.doc.end_offset.map_or(entry.doc.base_offset, |end| end - 1);
+            if held || last < from_offset {
                 continue;
             }
             let doc = &entry.doc;
@@ -143,6 +147,17 @@ impl Tier {
         for segment in dir.segments().iter().filter(|s| s.next_base.is_some()) {
             rolled.entry(segment.log.id).or_insert(now_ms);
         }
+    }
+
+    /// Says whether archiving is behind: a segment waits for longer than a busy moment lasts.
+    pub(super) fn tell_pace(&self, job: &Job) {
+        let Some(tell) = &self.on_pace else { return };
+        let since_ms = match &job.source {
+            Source::Log { log, .. } => self.rolled.lock().get(&log.id).copied().unwrap_or(0),
+            Source::Spooled(entry) => entry.doc.discarded_ms,
+        };
+        let waited_ms = self.clock.now_ms().saturating_sub(since_ms);
+        tell(since_ms > 0 && waited_ms > BEHIND_MS);
     }
 
     pub(super) fn note_roll_time(&self, log_id: u64) {

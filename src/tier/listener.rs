@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
 use super::Tier;
+use crate::kafka::names::{FileKind, file_name};
 use crate::local::spool::{DiscardReason, SpoolEntry};
 use crate::store::names as object_names;
 
@@ -32,7 +33,7 @@ struct Event<'a> {
     path: Option<String>,
     /// Below the mount.
     archive_path: Option<String>,
-    /// Key of the `.log` object; null when it is not archived.
+    /// Key of the `.log` object, of the first where it lies in several; null when it is not archived.
     object: Option<String>,
     store: String,
 }
@@ -58,6 +59,7 @@ impl Tier {
     }
 
     async fn run_listener(&self, command: &str, entry: &SpoolEntry) -> std::io::Result<bool> {
+        crate::failpoint::disk("spool.ask")?;
         let mut event = serde_json::to_vec(&self.event(entry)).map_err(std::io::Error::other)?;
         event.push(b'\n');
         let mut child = tokio::process::Command::new("sh")
@@ -90,7 +92,8 @@ impl Tier {
     fn event<'a>(&self, entry: &'a SpoolEntry) -> Event<'a> {
         let doc = &entry.doc;
         let chain = doc.chain();
-        let archived = self.chains.view(&chain).and_then(|c| c.find(doc.base_offset).cloned());
+        let base = doc.object_base_offset.unwrap_or(doc.base_offset);
+        let archived = self.chains.view(&chain).and_then(|c| c.find(base).cloned());
         let path = entry.log();
         Event {
             event: "discarded",
@@ -108,11 +111,11 @@ impl Tier {
             archive_path: doc
                 .upload_id
                 .is_some()
-                .then(|| format!(".everlog/archive/{}/{}", doc.tp, doc.name)),
+                .then(|| format!(".everlog/archive/{}/{}", doc.tp, file_name(base, FileKind::Log))),
             object: doc
                 .upload_id
                 .as_ref()
-                .map(|id| object_names::log_key(&chain, doc.base_offset, id).to_string()),
+                .map(|id| object_names::log_key(&chain, base, id).to_string()),
             store: self.store.url().to_string(),
         }
     }

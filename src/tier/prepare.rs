@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::catalog::{LogFile, PartitionDir};
+use crate::failpoint;
 use crate::kafka::index::INDEX_INTERVAL_BYTES;
 use crate::kafka::scan::{ScanOptions, SegmentScan, SegmentScanner};
 use crate::local::spool::SpoolEntry;
@@ -40,9 +42,13 @@ pub(super) struct Job {
     pub compacted: bool,
 }
 
-/// A segment that keeps Kafka's rules, and all that its archive objects consist of.
+/// A segment that keeps Kafka's rules, or the end of one, and all that its archive objects consist of.
 pub(super) struct Prepared {
     pub file: Arc<File>,
+    /// First offset; of a part, that of its first batch.
+    pub base_offset: i64,
+    /// Where it begins in the file.
+    pub position: u64,
     pub scan: SegmentScan,
     pub small: SmallFiles,
     pub end_offset: i64,
@@ -54,7 +60,7 @@ pub(super) struct Prepared {
 
 /// What looking at the segment came to.
 pub(super) enum Looked {
-    Fine(Box<Prepared>),
+    Fine(Arc<Prepared>),
     /// It breaks a rule.
     Bad {
         offset: Option<i64>,
@@ -89,6 +95,10 @@ impl Source {
             Self::Log { log, .. } => log.mutations(),
             Self::Spooled(_) => 0,
         }
+    }
+
+    pub fn local_error(&self, error: io::Error) -> TierError {
+        TierError::local(&self.path(), error)
     }
 
     fn path(&self) -> PathBuf {
@@ -133,11 +143,12 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
     let mutations = job.source.mutations();
     let local = |e| TierError::local(&job.source.path(), e);
     let Some(file) = job.source.open().map_err(local)? else { return Ok(Looked::Gone) };
-    file.sync_all().map_err(local)?;
+    failpoint::disk("archive.look").and_then(|()| file.sync_all()).map_err(local)?;
     let before = file.metadata().map_err(local)?;
     let mut small = job.source.small_files(job.base_offset).map_err(local)?;
     let mut witness = IndexWitness::new(small.index.as_deref());
-    let scanned = scan(&file, before.len(), job, &mut witness, stopping)?;
+    let whole = (job.base_offset, 0..before.len());
+    let scanned = scan(&file, whole, job, &mut witness, stopping)?;
     let after = file.metadata().map_err(local)?;
     let changed = job.source.mutations() != mutations
         || after.len() != before.len()
@@ -162,8 +173,49 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
     small_files::settle(&mut small, &witness, &mut scan, job.base_offset, &job.source.label());
     let owner = (before.mode() & 0o7777, before.uid(), before.gid());
     let mtime_ns = mtime_ns(&before);
-    let prepared = Prepared { file, scan, small, end_offset, mtime_ns, owner, mutations };
-    Ok(Looked::Fine(Box::new(prepared)))
+    let (base_offset, position) = (job.base_offset, 0);
+    let prepared = Prepared {
+        file,
+        base_offset,
+        position,
+        scan,
+        small,
+        end_offset,
+        mtime_ns,
+        owner,
+        mutations,
+    };
+    Ok(Looked::Fine(Arc::new(prepared)))
+}
+
+/// What lies from a batch on to the segment's end, as a segment of its own: with indexes made anew, and
+/// without a snapshot, which Kafka takes at its own segments only.
+pub(super) fn part(
+    job: &Job,
+    whole: &Prepared,
+    (base_offset, position): (i64, u64),
+    stopping: &AtomicBool,
+) -> Result<Prepared, TierError> {
+    let range = position..whole.position + whole.scan.size_bytes;
+    let mut witness = IndexWitness::new(None);
+    let scanned = scan(&whole.file, (base_offset, range), job, &mut witness, stopping)?;
+    let mut scan = scanned.map_err(|violation| TierError::Part {
+        segment: job.source.label(),
+        why: violation.to_string(),
+    })?;
+    let mut small = small_files::of_part(&whole.small, base_offset);
+    small_files::settle(&mut small, &witness, &mut scan, base_offset, &job.source.label());
+    Ok(Prepared {
+        file: whole.file.clone(),
+        base_offset,
+        position,
+        scan,
+        small,
+        end_offset: whole.end_offset,
+        mtime_ns: whole.mtime_ns,
+        owner: whole.owner,
+        mutations: whole.mutations,
+    })
 }
 
 enum End {
@@ -191,23 +243,23 @@ type Scan = Result<SegmentScan, crate::kafka::scan::Violation>;
 
 fn scan(
     file: &File,
-    size_bytes: u64,
+    (base_offset, range): (i64, Range<u64>),
     job: &Job,
     witness: &mut IndexWitness,
     stopping: &AtomicBool,
 ) -> Result<Scan, TierError> {
     let mut scanner = SegmentScanner::new(ScanOptions {
-        base_offset: job.base_offset,
+        base_offset,
         compacted: job.compacted,
         index_interval_bytes: Some(INDEX_INTERVAL_BYTES),
     });
     let mut buffer = vec![0u8; READ_BYTES];
-    let mut at = 0;
-    while at < size_bytes {
+    let mut at = range.start;
+    while at < range.end {
         if stopping.load(Ordering::Acquire) {
             return Err(TierError::Stopping);
         }
-        let want = buffer.len().min((size_bytes - at) as usize);
+        let want = buffer.len().min((range.end - at) as usize);
         let got = read_some(file, &mut buffer[..want], at)
             .map_err(|e| TierError::local(&job.source.path(), e))?;
         if got == 0 {

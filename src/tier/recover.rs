@@ -1,12 +1,14 @@
 //! What a start makes of local disk alone: which hot files are archived, which damaged stubs can be
 //! made anew, what is in the spool. The store is not asked.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Tier;
 use crate::catalog::{Archived, Catalog, Content, LogFile, PartitionDir};
+use crate::failpoint;
 use crate::kafka::names::{self, DirKind};
 use crate::local::Stub;
 use crate::manifest::Chain;
@@ -47,6 +49,7 @@ impl Tier {
         if self.config.on_discard.is_none() {
             self.spool.release_listeners();
         }
+        failpoint::step("recover.done");
         for problem in &report.problems {
             tracing::error!(%problem, "at start");
         }
@@ -70,6 +73,8 @@ impl Tier {
         };
         self.note_rolls(dir, 0);
         let chain = self.chains.view(&id);
+        let ends: HashMap<i64, i64> =
+            dir.segments().iter().filter_map(|s| Some((s.base_offset, s.next_base?))).collect();
         for (name, log) in dir.all_logs() {
             let base = names::parse_file(&name).map(|n| n.base_offset);
             let segment = chain.as_ref().zip(base).and_then(|(c, base)| c.find(base).cloned());
@@ -80,6 +85,9 @@ impl Tier {
                 }
                 Content::Broken(why) => {
                     let place = (dir.as_ref(), log.as_ref(), why.as_ref());
+                    // Another broker's segment may begin here, too, and end elsewhere.
+                    let end = base.and_then(|b| ends.get(&b));
+                    let segment = segment.filter(|s| end == Some(&s.end_offset));
                     self.mend(&id, chain.as_deref(), segment.as_deref(), place, report);
                 }
                 Content::Cold(_) | Content::Overlaid(..) => {}
@@ -126,7 +134,7 @@ fn mending(
     if chain.is_none() {
         return Err("the local manifest has nothing of this partition");
     }
-    let segment = segment.ok_or("the local manifest has no such segment")?;
+    let segment = segment.ok_or("the local manifest has no segment with these offsets")?;
     if dir.parsed().kind != DirKind::Live && dir.parsed().kind != DirKind::Deleted {
         return Err("its directory is not one that is archived");
     }
@@ -145,6 +153,7 @@ fn match_hot(id: &ChainId, log: &LogFile, segment: &ArchivedSegment) -> bool {
     if (stat.size_bytes, stat.mtime_ns) != (segment.size_bytes, segment.mtime_ns) {
         return false;
     }
+    failpoint::step("recover.presume");
     let owner = (stat.mode, stat.uid, stat.gid);
     log.set_archived(Archived {
         stub: Stub::of_segment(id, segment, stat.mtime_ns, owner),

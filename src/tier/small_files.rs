@@ -14,6 +14,8 @@ use crate::kafka::scan::SegmentScan;
 /// No small file of Kafka's is longer; a longer one is left out.
 const SMALL_FILE_BYTES_MAX: u64 = 256 * 1024 * 1024;
 const TXN_ENTRY_BYTES: usize = 34;
+/// In an entry of a `.txnindex`: behind version (2), producer id (8) and first offset (8).
+const TXN_LAST_OFFSET: std::ops::Range<usize> = 18..26;
 
 /// The files as they stand on disk, indexes trimmed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,6 +103,24 @@ pub(super) fn read(paths: &dyn SmallFilePaths) -> io::Result<SmallFiles> {
         snapshot: read_first(&paths.of(FileKind::Snapshot))?,
         epochs: read_first(&[paths.epochs()])?.filter(|b| checkpoint::parse_epochs(b).is_ok()),
     })
+}
+
+/// Those of the end of a segment, from the batch at `base_offset` on. An aborted transaction belongs where its
+/// marker stands; indexes are made anew.
+pub(super) fn of_part(whole: &SmallFiles, base_offset: i64) -> SmallFiles {
+    let marker = |entry: &[u8]| {
+        let bytes = entry.get(TXN_LAST_OFFSET).and_then(|b| b.try_into().ok());
+        bytes.map_or(i64::MIN, i64::from_be_bytes)
+    };
+    let behind = |bytes: &Vec<u8>| {
+        let entries = bytes.chunks_exact(TXN_ENTRY_BYTES).filter(|e| marker(e) >= base_offset);
+        entries.flatten().copied().collect()
+    };
+    SmallFiles {
+        txnindex: whole.txnindex.as_ref().map(behind),
+        epochs: whole.epochs.clone(),
+        ..SmallFiles::default()
+    }
 }
 
 /// Remembers, during a scan, the batches that an `.index` points at: all that judging it needs.

@@ -12,8 +12,10 @@ use parking_lot::Mutex;
 
 use crate::catalog::Catalog;
 use crate::clock::{random_hex_32, random_u64};
+use crate::failpoint;
+use crate::local::Extent;
 use crate::local::spool::{self, SpoolDoc, SpoolEntry};
-use crate::types::{ArchivedSegment, ChainId};
+use crate::types::ChainId;
 
 use super::backoff::pause_ms;
 
@@ -68,7 +70,8 @@ impl Spool {
         for found in spool::list(dir)? {
             match found {
                 Ok(entry) if is_void(&entry, catalog) => {
-                    let removed = entry.remove();
+                    let removed =
+                        failpoint::disk("recover.spool.void").and_then(|()| entry.remove());
                     if let Err(error) = &removed {
                         tracing::warn!(entry = %entry.path.display(), %error, "a void spool entry stays");
                     }
@@ -88,6 +91,7 @@ impl Spool {
         let mut reserve = self.reserve.lock();
         if reserve.is_none() {
             let id = random_hex_32();
+            failpoint::disk("spool.reserve")?;
             std::fs::create_dir(dir.join(&id))?;
             *reserve = Some(id);
         }
@@ -102,9 +106,13 @@ impl Spool {
             Ok(entry) => return Ok((entry, false)),
             Err(error) => error,
         };
-        tracing::error!(%error, spool = %dir.display(), "cannot write a spool entry's document yet");
-        let entry = self.use_reserve(doc).ok_or(error)?;
-        Ok((entry, true))
+        let Some(entry) = self.use_reserve(doc) else { return Err(error) };
+        // Making room may have begun with that failure.
+        let document = entry.save();
+        if document.is_err() {
+            tracing::error!(%error, spool = %dir.display(), "cannot write a spool entry's document yet");
+        }
+        Ok((entry, document.is_err()))
     }
 
     /// An entry in the directory that was made in good time; `None`: it is used up.
@@ -160,12 +168,14 @@ impl Spool {
         }
     }
 
-    /// The archive has it.
-    pub fn note_archived(&self, id: &str, segment: &ArchivedSegment) {
+    /// The archive has it, in these objects.
+    pub fn note_archived(&self, id: &str, extents: &[Extent], end_offset: i64) {
         self.change(id, |slot| {
-            slot.entry.doc.archive_wanted = false;
-            slot.entry.doc.upload_id = Some(segment.upload_id.clone());
-            slot.entry.doc.end_offset = Some(segment.end_offset);
+            let doc = &mut slot.entry.doc;
+            doc.archive_wanted = false;
+            doc.upload_id = extents.first().map(|e| e.upload_id.clone());
+            doc.object_base_offset = extents.first().map(|e| e.base_offset);
+            doc.end_offset = Some(end_offset);
             slot.dirty = true;
         });
     }
@@ -199,6 +209,7 @@ impl Spool {
 
     /// The discard command answered, or failed.
     pub fn note_answer(&self, id: &str, agreed: bool, now_ms: u64) {
+        failpoint::step("spool.answered");
         self.change(id, |slot| {
             slot.asking = false;
             if agreed {
@@ -243,11 +254,13 @@ impl Spool {
     }
 
     fn write_back(&self, entry: &SpoolEntry) -> io::Result<()> {
-        // Also before a removal: after a crash in the middle of it nobody is asked again.
-        entry.save()?;
         if entry.doc.archive_wanted || entry.doc.listener_wanted {
+            failpoint::disk("spool.save")?;
+            entry.save()?;
             self.change(&entry.id, |s| s.dirty = s.entry.doc != entry.doc);
         } else {
+            // After a crash in the middle of the removal nobody is asked again. Neither needs space.
+            entry.release()?;
             entry.remove()?;
             self.slots.lock().remove(&entry.id);
         }

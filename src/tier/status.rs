@@ -10,6 +10,7 @@ use super::holds::{HoldKind, SourceId};
 use super::plan::Place;
 use crate::catalog::{Content, LogFile, PartitionDir};
 use crate::kafka::names::DirKind;
+use crate::local::Space;
 use crate::store::names as object_names;
 use crate::telemetry::ErrorNote;
 
@@ -141,6 +142,8 @@ pub struct TierStatus {
     pub counters: CountersStatus,
     /// The newest failure that still stands.
     pub last_error: Option<ErrorNote>,
+    /// Space on the data directory's disk; null where nobody watches it.
+    pub disk: Option<Space>,
 }
 
 impl Totals {
@@ -214,6 +217,7 @@ impl Tier {
             broken,
             counters: self.counters_status(),
             last_error: self.last_error.get(),
+            disk: self.space(),
         }
     }
 

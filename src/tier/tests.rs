@@ -3,6 +3,8 @@
 mod archiving;
 mod discarding;
 mod failing;
+mod old_formats;
 mod releasing;
+mod replicas;
 mod running;
 mod world;

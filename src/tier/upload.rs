@@ -1,5 +1,9 @@
 //! The remote half of archiving: two objects under a fresh name, read back and compared byte for byte.
 
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+
 use bytes::Bytes;
 use futures::StreamExt as _;
 use sha2::Digest as _;
@@ -9,13 +13,13 @@ use super::error::TierError;
 use super::prepare::{Job, Prepared};
 use crate::clock::random_u64;
 use crate::manifest::AuxBuilder;
-use crate::store::{StoreErrorKind, names};
+use crate::store::{Op, StoreErrorKind, fail_point, names};
 use crate::types::{ArchivedSegment, ChainId, FileSizes, ObjectKey, Sha256, UploadId};
 
 /// What the manifest will say of the segment, but for its `.aux`.
 fn describe(job: &Job, p: &Prepared, upload_id: UploadId) -> ArchivedSegment {
     ArchivedSegment {
-        base_offset: job.base_offset,
+        base_offset: p.base_offset,
         end_offset: p.end_offset,
         size_bytes: p.scan.size_bytes,
         upload_id,
@@ -49,7 +53,7 @@ fn build_aux(
     };
     builder.build().map_err(|why| TierError::Manifest {
         chain: job.chain.to_string(),
-        why: format!("the .aux of segment {} cannot be built: {why}", job.base_offset),
+        why: format!("the .aux of segment {} cannot be built: {why}", p.base_offset),
     })
 }
 
@@ -79,21 +83,60 @@ impl Tier {
     ) -> Result<(), TierError> {
         let log_key = names::log_key(chain, segment.base_offset, &segment.upload_id);
         let aux_key = names::aux_key(chain, segment.base_offset, &segment.upload_id);
-        self.store.put_file(&log_key, &prepared.file, segment.size_bytes, &self.rate).await?;
+        let range = prepared.position..prepared.position + segment.size_bytes;
+        fail_point("archive.log.put", Op::Put, &log_key)?;
+        self.store.put_file(&log_key, &prepared.file, range.clone(), &self.rate).await?;
         self.rate.acquire(segment.aux_size_bytes).await;
+        fail_point("archive.aux.put", Op::Put, &aux_key)?;
         self.store.put_overwrite(&aux_key, aux).await?;
-        self.compare(&log_key, segment.size_bytes, segment.sha256).await?;
-        self.compare(&aux_key, segment.aux_size_bytes, segment.aux_sha256).await
+        fail_point("archive.log.compare", Op::Get, &log_key)?;
+        self.compare_with_file(&log_key, &prepared.file, range).await?;
+        fail_point("archive.aux.compare", Op::Get, &aux_key)?;
+        self.compare(&aux_key, segment.aux_size_bytes, segment.aux_sha256).await?;
+        Ok(fail_point("archive.compared", Op::Get, &log_key)?)
+    }
+
+    /// Reads a whole object and compares it byte by byte with a range of a file.
+    async fn compare_with_file(
+        &self,
+        key: &ObjectKey,
+        file: &File,
+        range: Range<u64>,
+    ) -> Result<(), TierError> {
+        let differs = |found: String| TierError::ReadBack {
+            key: key.to_string(),
+            expected: format!("the {} bytes that were sent", range.end - range.start),
+            found,
+        };
+        let mut stream = self.store.read_back(key).await?;
+        let (mut at, mut ours) = (range.start, Vec::new());
+        while let Some(theirs) = stream.next().await {
+            let theirs = theirs?;
+            if theirs.len() as u64 > range.end - at {
+                return Err(differs("more".to_owned()));
+            }
+            ours.resize(theirs.len(), 0);
+            file.read_exact_at(&mut ours, at)
+                .map_err(|e| differs(format!("the local file: {e}")))?;
+            if ours != theirs {
+                return Err(differs(format!("others, behind byte {}", at - range.start)));
+            }
+            at += theirs.len() as u64;
+        }
+        if at < range.end {
+            return Err(differs(format!("only {}", at - range.start)));
+        }
+        Ok(())
     }
 
     /// Reads a whole object and compares its length and checksum.
-    pub(super) async fn compare(
+    async fn compare(
         &self,
         key: &ObjectKey,
         size_bytes: u64,
         sha256: Sha256,
     ) -> Result<(), TierError> {
-        let mut stream = self.store.get_stream(key, None).await?;
+        let mut stream = self.store.read_back(key).await?;
         let (mut found_bytes, mut hasher) = (0u64, sha2::Sha256::new());
         while let Some(piece) = stream.next().await {
             let piece = piece?;
@@ -119,6 +162,7 @@ impl Tier {
     ) -> Result<(), TierError> {
         let log = names::log_key(chain, segment.base_offset, &segment.upload_id);
         let aux = names::aux_key(chain, segment.base_offset, &segment.upload_id);
+        fail_point("archive.adopt", Op::Head, &log)?;
         for (key, expected) in [(log, segment.size_bytes), (aux, segment.aux_size_bytes)] {
             let found = match self.store.head(&key).await {
                 Ok(info) if info.size == expected => continue,
@@ -137,7 +181,11 @@ impl Tier {
         let log = names::log_key(chain, segment.base_offset, &segment.upload_id);
         let aux = names::aux_key(chain, segment.base_offset, &segment.upload_id);
         for key in [log, aux] {
-            if let Err(error) = self.store.delete(&key).await {
+            let deleted = match fail_point("archive.upload.drop", Op::Delete, &key) {
+                Ok(()) => self.store.delete(&key).await,
+                failed => failed,
+            };
+            if let Err(error) = deleted {
                 tracing::debug!(%error, "an abandoned object stays in the store");
                 return;
             }

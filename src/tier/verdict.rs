@@ -1,14 +1,16 @@
 //! What a scanned segment means for the archive that is there already: a pure function.
 //!
-//! The archived history is never contradicted: a segment continues it, fills a gap of it or a part of
-//! one, is found to be in it, or (of a compacted topic) replaces whole segments by their next generation.
-//! Anything else is held.
+//! A segment continues the archived history, fills a gap of it or a part of one, is found to be in it, or
+//! (of a compacted topic) replaces whole segments by their next generation. Where its offsets meet archived
+//! ones it is compared with them first (`overlap`). Archived history is replaced only from a fork that is proved: an equal
+//! batch before it and a higher leader epoch behind it. Anything else is held.
 
 use std::sync::Arc;
 
 use crate::types::{ArchivedSegment, EpochStart, Sha256};
 
 use super::holds::Missing;
+use super::overlap::{Difference, Ending, Overlap};
 
 /// Why offsets are missing that no quarantined segment explains.
 pub(super) const DISCARDED_BEFORE: &str = "not in the log dir: discarded before it was archived";
@@ -72,6 +74,8 @@ pub(super) enum Verdict {
     /// The segment takes the place of what is in `[from, to)`, once `extend` (a gap that it fills in the
     /// same commit) has brought the chain's end there.
     Replace { from_offset: i64, to_offset: i64, extend: Option<GapPiece> },
+    /// To be compared with the archived segments that its offsets meet.
+    Compare,
     /// Nothing, and why; the archive can do without it, so later segments go on.
     PassedOver(String),
     /// Nothing, and why.
@@ -99,12 +103,16 @@ pub(super) fn judge(view: &ArchiveView, segment: &Scanned, missing: &[Missing]) 
     if to_offset <= start {
         return Verdict::PassedOver(BEFORE_THE_START.to_owned());
     }
-    if base < start {
-        return Verdict::Held(format!("it begins before the archive's start, offset {start}"));
-    }
     let within = end >= to_offset;
+    if base < start {
+        let why = format!("it begins before the archive's start, offset {start}");
+        return if within { Verdict::PassedOver(why) } else { Verdict::Held(why) };
+    }
     if within && view.overlapping.iter().all(|i| i.is_gap) {
         return fill(view, segment);
+    }
+    if !segment.compacted {
+        return Verdict::Compare;
     }
     if let Some(cut) =
         view.overlapping.iter().find(|i| i.from_offset < base || i.to_offset > to_offset)
@@ -114,15 +122,84 @@ pub(super) fn judge(view: &ArchiveView, segment: &Scanned, missing: &[Missing]) 
             cut.from_offset, cut.to_offset
         ));
     }
-    if segment.compacted {
-        if !descends(view, segment) {
-            return Verdict::Held(OTHER_EPOCHS.to_owned());
-        }
-        let reason = "compaction is about to fill it".to_owned();
-        let extend = (!within).then_some(GapPiece { from_offset: end, to_offset, reason });
-        return Verdict::Replace { from_offset, to_offset, extend };
+    if !descends(view, segment) {
+        return Verdict::Held(OTHER_EPOCHS.to_owned());
     }
-    Verdict::Held("the archive holds other bytes for these offsets".to_owned())
+    let reason = "compaction is about to fill it".to_owned();
+    let extend = (!within).then_some(GapPiece { from_offset: end, to_offset, reason });
+    Verdict::Replace { from_offset, to_offset, extend }
+}
+
+/// What a comparison means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Compared {
+    /// The archive has every byte.
+    Covered,
+    /// The archive has what lies before `position`; the batches behind it continue the archive at `offset`.
+    Continue { offset: i64, position: u64 },
+    /// The archive has what lies before `position`; the batches behind it fill the gap `[from, to)` or a part of it.
+    Fill { offset: i64, position: u64, from_offset: i64, to_offset: i64 },
+    /// The batches from `position` on take the place of all that is archived from `offset` on.
+    Fork { offset: i64, position: u64, reason: String },
+    /// Nothing, and why.
+    Held(String),
+}
+
+/// Judges a segment that was compared. `continues`: what precedes it in the log is proved to be archived.
+pub(super) fn judge_compared(
+    view: &ArchiveView,
+    segment: &Scanned,
+    overlap: &Overlap,
+    continues: bool,
+) -> Compared {
+    match &overlap.ending {
+        Ending::Covered => Compared::Covered,
+        Ending::ArchiveEnds { offset } => {
+            Compared::Continue { offset: *offset, position: overlap.equal_bytes }
+        }
+        Ending::Gap { from_offset, to_offset, .. } if segment.end_offset > *to_offset => {
+            Compared::Held(format!("the archive has a gap inside it, {from_offset} to {to_offset}"))
+        }
+        Ending::Gap { offset, from_offset, to_offset } => {
+            let own = segment.epochs.last().map(|e| e.epoch);
+            if own.zip(view.epoch_behind).is_some_and(|(own, behind)| own > behind) {
+                return Compared::Held(OTHER_EPOCHS.to_owned());
+            }
+            let (offset, position) = (*offset, overlap.equal_bytes);
+            let (from_offset, to_offset) = (*from_offset, *to_offset);
+            Compared::Fill { offset, position, from_offset, to_offset }
+        }
+        Ending::Differs(difference) => {
+            judge_difference(difference, continues || difference.position > 0)
+        }
+        Ending::Unclear(why) => Compared::Held(why.clone()),
+    }
+}
+
+fn judge_difference(d: &Difference, equal_before: bool) -> Compared {
+    let Difference { offset, archived_epoch, local_epoch, tile_base, tile_position, .. } = d;
+    let what = format!(
+        "from offset {offset} on, leader epoch {archived_epoch} in the archive, {local_epoch} here"
+    );
+    // Message formats 0 and 1 have no epoch (-1): there nothing proves which log is the newer.
+    if *archived_epoch < 0 || local_epoch <= archived_epoch {
+        return Compared::Held(format!("the archive holds other bytes {what}"));
+    }
+    if !equal_before {
+        return Compared::Held(format!(
+            "another log than the archive's {what}: nothing is equal before"
+        ));
+    }
+    match tile_position {
+        Some(position) => Compared::Fork {
+            offset: *tile_base,
+            position: *position,
+            reason: format!("the log was truncated and went on otherwise {what}"),
+        },
+        None => Compared::Held(format!(
+            "the log went on otherwise {what}; archived segment {tile_base} begins before this one"
+        )),
+    }
 }
 
 /// A segment for offsets that the archive lacks. What it leaves of the gaps stays a gap.
@@ -279,13 +356,13 @@ mod tests {
     }
 
     #[test]
-    fn other_bytes_for_archived_offsets_are_held() {
+    fn what_meets_archived_offsets_is_compared_first() {
         let mut v = view(&[(0, 10, false)], 10);
         v.same_base = Some(archived(0, 10, b"a"));
         let verdict = judge(&v, &scanned(0, 10, b"b", false), &[]);
-        assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+        assert_eq!(verdict, Verdict::Compare);
         let verdict = judge(&view(&[(0, 10, false)], 10), &scanned(0, 20, b"b", false), &[]);
-        assert!(matches!(verdict, Verdict::Held(_)), "longer than the archive: {verdict:?}");
+        assert_eq!(verdict, Verdict::Compare, "longer than the archive");
     }
 
     #[test]
@@ -326,7 +403,66 @@ mod tests {
         assert_eq!(verdict, Verdict::Replace { from_offset: 10, to_offset: 20, extend: None });
         let v = view(&[(0, 10, false), (10, 20, true)], 50);
         let verdict = judge(&v, &scanned(0, 20, b"b", false), &[]);
-        assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+        assert_eq!(verdict, Verdict::Compare);
+    }
+
+    /// Of a segment of offsets 100 to 200.
+    fn compared(equal_bytes: u64, ending: Ending, continues: bool) -> Compared {
+        let overlap = Overlap { extents: vec![], equal_bytes, ending };
+        let segment = Scanned { epochs: vec![epoch(3, 100)], ..scanned(100, 200, b"b", false) };
+        let view = ArchiveView { epoch_behind: Some(3), ..view(&[], 500) };
+        judge_compared(&view, &segment, &overlap, continues)
+    }
+
+    /// From position 70 on.
+    fn differs(archived_epoch: i32, local_epoch: i32, tile_position: Option<u64>) -> Difference {
+        let (offset, position, tile_base) = (150, 70, 100);
+        Difference { offset, position, archived_epoch, local_epoch, tile_base, tile_position }
+    }
+
+    #[test]
+    fn what_the_archive_lacks_of_a_segment_continues_it() {
+        assert_eq!(compared(70, Ending::Covered, false), Compared::Covered);
+        let ending = Ending::ArchiveEnds { offset: 42 };
+        let expected = Compared::Continue { offset: 42, position: 70 };
+        assert_eq!(compared(70, ending, false), expected);
+    }
+
+    #[test]
+    fn what_lies_in_a_gap_of_the_archive_fills_it_unless_it_reaches_beyond() {
+        let gap = |to_offset| Ending::Gap { offset: 150, from_offset: 140, to_offset };
+        let expected =
+            Compared::Fill { offset: 150, position: 70, from_offset: 140, to_offset: 200 };
+        assert_eq!(compared(70, gap(200), false), expected);
+        let verdict = compared(70, gap(199), false);
+        assert!(matches!(verdict, Compared::Held(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn other_bytes_for_archived_offsets_are_held() {
+        for (archived, local) in [(3, 3), (3, 2), (-1, -1), (-1, 4)] {
+            let ending = Ending::Differs(differs(archived, local, Some(0)));
+            let verdict = compared(0, ending, true);
+            assert!(matches!(verdict, Compared::Held(_)), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn history_is_replaced_only_from_a_fork_that_is_proved() {
+        for (position, continues) in [(70, false), (0, true)] {
+            let ending = Ending::Differs(Difference { position, ..differs(3, 4, Some(7)) });
+            let verdict = compared(0, ending, continues);
+            assert!(
+                matches!(verdict, Compared::Fork { offset: 100, position: 7, .. }),
+                "{verdict:?}"
+            );
+        }
+        let ending = Ending::Differs(Difference { position: 0, ..differs(3, 4, Some(0)) });
+        let verdict = compared(0, ending, false);
+        assert!(matches!(verdict, Compared::Held(_)), "a broker with an empty disk: {verdict:?}");
+        let ending = Ending::Differs(differs(3, 4, None));
+        let verdict = compared(0, ending, true);
+        assert!(matches!(verdict, Compared::Held(_)), "{verdict:?}");
     }
 
     fn epoch(epoch: i32, start_offset: i64) -> EpochStart {
@@ -354,7 +490,9 @@ mod tests {
         }
         let v = ArchiveView { start_offset: Some(100), ..view(&[(100, 200, true)], 200) };
         let verdict = judge(&v, &scanned(50, 200, b"b", false), &[]);
-        assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+        assert!(matches!(verdict, Verdict::PassedOver(_)), "{verdict:?}");
+        let verdict = judge(&v, &scanned(50, 201, b"b", false), &[]);
+        assert!(matches!(verdict, Verdict::Held(_)), "the archive would lose its end: {verdict:?}");
     }
 
     #[test]

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::attr::{Attr, Kind};
-use super::chains::{ArchiveIndex, NamedChain};
+use super::chains::{ArchiveIndex, NamedChain, Readable};
 use super::error::VfsError;
-use super::local::DirEntry;
+use super::local::{DirEntry, Listing};
 use crate::kafka::checkpoint;
 use crate::kafka::names::{self, FileKind};
 use crate::manifest::Chain;
@@ -149,8 +149,13 @@ impl ArchiveTree {
     /// A name in a partition's directory.
     pub async fn lookup_file(&self, dir: u64, name: &str) -> Result<Attr> {
         let Place::Partition(id) = self.place(dir)? else { return Err(VfsError::NotFound) };
-        let chain = self.index.chain(&id).await?;
-        let place = place_of(&chain, &id, name).ok_or(VfsError::NotFound)?;
+        let Readable { chain, damage } = self.index.chain(&id).await?;
+        let place = match (place_of(&chain, &id, name), damage) {
+            (Some(place), _) => place,
+            (None, None) => return Err(VfsError::NotFound),
+            // It may exist behind the damage.
+            (None, Some(damage)) => return Err(VfsError::Archive(damage.to_string())),
+        };
         let attr = self.attr_of(0, &place, &chain)?;
         Ok(Attr { ino: self.looked_up(place), ..attr })
     }
@@ -180,27 +185,27 @@ impl ArchiveTree {
         | Place::Segment(id, ..)
         | Place::Metadata(id)
         | Place::Epochs(id, _)) = &place;
-        let chain = self.index.chain(id).await?;
+        let chain = self.index.chain(id).await?.chain;
         self.attr_of(ino, &place, &chain)
     }
 
     /// All partitions.
-    pub async fn list_root(&self) -> Result<Vec<DirEntry>> {
+    pub async fn list_root(&self) -> Result<Listing> {
         let listing = self.index.list().await?;
         let entry = |named: &NamedChain| DirEntry {
             name: named.name.clone().into(),
             ino: u64::MAX >> 2,
             kind: Kind::Dir,
         };
-        Ok(listing.iter().map(entry).collect())
+        Ok(Listing { entries: listing.iter().map(entry).collect(), damage: None })
     }
 
-    /// All files of a partition.
-    pub async fn list_partition(&self, ino: u64) -> Result<Vec<DirEntry>> {
+    /// All files of a partition, as far as its manifest can be believed.
+    pub async fn list_partition(&self, ino: u64) -> Result<Listing> {
         let Place::Partition(id) = self.place(ino)? else {
             return Err(rustix::io::Errno::NOTDIR.into());
         };
-        let chain = self.index.chain(&id).await?;
+        let Readable { chain, damage } = self.index.chain(&id).await?;
         let mut listed =
             vec![names::LEADER_EPOCHS.to_owned(), names::PARTITION_METADATA.to_owned()];
         for seg in chain.segments().values() {
@@ -209,7 +214,7 @@ impl ArchiveTree {
         }
         let entry =
             |name: String| DirEntry { name: name.into(), ino: u64::MAX >> 2, kind: Kind::File };
-        Ok(listed.into_iter().map(entry).collect())
+        Ok(Listing { entries: listed.into_iter().map(entry).collect(), damage })
     }
 
     /// Opens a file.
@@ -222,10 +227,10 @@ impl ArchiveTree {
                 Ok(ArchiveFile::Small(text.into()))
             }
             Place::Epochs(id, _) => {
-                Ok(ArchiveFile::Small(epochs_of(self.index.chain(id).await?.as_ref())))
+                Ok(ArchiveFile::Small(epochs_of(&self.index.chain(id).await?.chain)))
             }
             Place::Segment(id, base, upload, kind) => {
-                let chain = self.index.chain(id).await?;
+                let chain = self.index.chain(id).await?.chain;
                 let seg = chain.segments().get(base).filter(|s| &s.upload_id == upload);
                 let seg = seg.ok_or(rustix::io::Errno::STALE)?;
                 self.open_segment(id, seg, *kind).await

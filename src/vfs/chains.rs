@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::error::VfsError;
-use crate::manifest::{Chain, ChainListing, ManifestLog};
+use crate::manifest::{Chain, ChainListing, Loaded, ManifestLog};
 use crate::types::ChainId;
 
 type Result<T> = std::result::Result<T, VfsError>;
@@ -18,8 +18,17 @@ const FRESH_FOR: Duration = Duration::from_secs(1);
 /// Chains kept in memory at most; the ones not looked at for longest go first.
 const CHAINS_MAX: usize = 4096;
 
+/// A partition's archive as a reader may see it.
+#[derive(Clone, Debug)]
+pub struct Readable {
+    /// All that can be believed.
+    pub chain: Arc<Chain>,
+    /// Why that is not all of it; what lies behind is not shown, and a listing ends with an error.
+    pub damage: Option<Arc<str>>,
+}
+
 struct Known {
-    chain: Arc<Chain>,
+    readable: Readable,
     checked: Instant,
 }
 
@@ -69,18 +78,24 @@ impl ArchiveIndex {
         Ok(listing)
     }
 
-    /// One chain's segments.
-    pub async fn chain(&self, id: &ChainId) -> Result<Arc<Chain>> {
-        let known = self.chains.lock().get(id).map(|k| (k.chain.clone(), k.checked));
-        if let Some((chain, checked)) = &known
+    /// One chain's segments, as far as they can be believed.
+    pub async fn chain(&self, id: &ChainId) -> Result<Readable> {
+        let known = self.chains.lock().get(id).map(|k| (k.readable.clone(), k.checked));
+        if let Some((readable, checked)) = &known
             && checked.elapsed() < FRESH_FOR
         {
-            return Ok(chain.clone());
+            return Ok(readable.clone());
         }
-        let chain = match known {
-            Some((chain, _)) => self.refreshed(chain).await?,
-            None => Arc::new(self.load(id).await?),
-        };
+        let before = known.as_ref().and_then(|(r, _)| r.damage.clone());
+        let readable = match known {
+            Some((Readable { chain, damage: None }, _)) => self.refreshed(chain).await,
+            // The damage may have been mended: looked at afresh.
+            Some((known, _)) => self.load(id).await.or(Ok(known)),
+            None => self.load(id).await,
+        }?;
+        if let Some(damage) = readable.damage.as_ref().filter(|d| before.as_ref() != Some(d)) {
+            tracing::error!(chain = %id, %damage, "an archived partition can be read in part only");
+        }
         let mut chains = self.chains.lock();
         if chains.len() >= CHAINS_MAX
             && let Some(oldest) =
@@ -89,28 +104,35 @@ impl ArchiveIndex {
             chains.remove(&oldest);
         }
         let checked = Instant::now();
-        chains.insert(id.clone(), Known { chain: chain.clone(), checked });
-        Ok(chain)
+        chains.insert(id.clone(), Known { readable: readable.clone(), checked });
+        Ok(readable)
     }
 
-    async fn refreshed(&self, chain: Arc<Chain>) -> Result<Arc<Chain>> {
+    async fn refreshed(&self, chain: Arc<Chain>) -> Result<Readable> {
         let mut newer = chain.as_ref().clone();
         match self.remote.refresh(&mut newer).await {
-            Ok(true) => Ok(Arc::new(newer)),
-            Ok(false) => Ok(chain),
-            Err(e) if e.is_damage() => Err(VfsError::Archive(e.to_string())),
-            Err(_) => Ok(chain),
+            Ok(true) => Ok(Readable { chain: Arc::new(newer), damage: None }),
+            Ok(false) => Ok(Readable { chain, damage: None }),
+            Err(e) if e.is_damage() => {
+                Ok(Readable { chain: Arc::new(newer), damage: Some(e.to_string().into()) })
+            }
+            Err(_) => Ok(Readable { chain, damage: None }),
         }
     }
 
-    async fn load(&self, id: &ChainId) -> Result<Chain> {
-        match self.remote.load(id).await {
-            Ok(chain) => Ok(chain),
+    async fn load(&self, id: &ChainId) -> Result<Readable> {
+        match self.remote.load_readable(id).await {
+            Ok(Loaded { chain, damage }) => {
+                let damage = damage.map(|d| d.to_string().into());
+                Ok(Readable { chain: Arc::new(chain), damage })
+            }
             Err(e) => match &self.local {
-                Some(local) if !e.is_damage() => local
-                    .load_mirror(id)
-                    .map_err(|e| VfsError::Archive(e.to_string()))?
-                    .ok_or(VfsError::NotFound),
+                Some(local) if !e.is_damage() => {
+                    let mirrored = local.load_mirror(id);
+                    let mirrored = mirrored.map_err(|e| VfsError::Archive(e.to_string()))?;
+                    let chain = Arc::new(mirrored.ok_or(VfsError::NotFound)?);
+                    Ok(Readable { chain, damage: None })
+                }
                 _ => Err(VfsError::Archive(e.to_string())),
             },
         }

@@ -37,6 +37,9 @@ pub enum VfsError {
     /// No such open file.
     #[error("bad file handle")]
     BadHandle,
+    /// No extended attribute of that name.
+    #[error("no such attribute")]
+    NoAttribute,
     /// Not implemented: the kernel falls back.
     #[error("not supported")]
     Unsupported,
@@ -54,6 +57,7 @@ impl VfsError {
             Self::Reserved | Self::NotPermitted => Errno::PERM,
             Self::CrossDevice => Errno::XDEV,
             Self::BadHandle => Errno::BADF,
+            Self::NoAttribute => Errno::NODATA,
             Self::Unsupported => Errno::OPNOTSUPP,
         };
         errno.raw_os_error()

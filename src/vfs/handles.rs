@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use super::archive::ArchiveFile;
-use super::local::{Caller, DirEntry, read_full};
+use super::local::{AskedMode, Caller, Listing, read_full, strip_set_id};
 use super::nodes::Node;
 use super::{Later, LogOpenMode, Vfs, VfsError};
 use crate::catalog::{LogFile, Piece};
@@ -33,8 +33,8 @@ pub enum Handle {
     Plain(Arc<Node>, Arc<File>),
     /// A `.log`.
     Log(Arc<Node>, Arc<LogFile>, Arc<ReadStreams>),
-    /// A listing, as it was when it was opened.
-    Dir(Vec<DirEntry>),
+    /// A listing, as it was when it was last read from its beginning.
+    Dir(Mutex<Arc<Listing>>),
     /// A file of the archive or of Everlog's own.
     Archive(ArchiveFile),
 }
@@ -85,7 +85,7 @@ impl Handles {
         fh
     }
 
-    fn get(&self, fh: u64) -> Result<Arc<Handle>> {
+    pub fn get(&self, fh: u64) -> Result<Arc<Handle>> {
         self.open.read().get(&fh).cloned().ok_or(VfsError::BadHandle)
     }
 }
@@ -96,12 +96,12 @@ impl Vfs {
         &self,
         parent: u64,
         name: &std::ffi::OsStr,
-        mode: u32,
+        asked: AskedMode,
         exclusive: bool,
         caller: Caller,
     ) -> Result<(super::Attr, Opened)> {
         let (node, attr, file) =
-            self.tree(parent)?.create(parent, name, mode, exclusive, caller)?;
+            self.tree(parent)?.create(parent, name, asked, exclusive, caller)?;
         Ok((attr, self.opened(node, file)))
     }
 
@@ -121,7 +121,7 @@ impl Vfs {
                 };
                 (Handle::Log(node, log, Arc::default()), open_as)
             }
-            (None, None) => (Handle::Dir(Vec::new()), OpenAs::Direct),
+            (None, None) => (Handle::Dir(Mutex::default()), OpenAs::Direct),
         };
         Opened { fh: self.handles.insert(handle), open_as }
     }
@@ -134,15 +134,6 @@ impl Vfs {
             Some(Handle::Plain(node, _)) => local.release(node, None),
             Some(Handle::Log(node, log, _)) => local.release(node, Some(log)),
             Some(Handle::Dir(_) | Handle::Archive(_)) | None => {}
-        }
-    }
-
-    /// The entries of an open directory.
-    pub fn entries(&self, fh: u64) -> Result<Arc<Handle>> {
-        let handle = self.handles.get(fh)?;
-        match &*handle {
-            Handle::Dir(_) => Ok(handle),
-            _ => Err(VfsError::BadHandle),
         }
     }
 
@@ -207,17 +198,33 @@ impl Vfs {
         })))
     }
 
-    /// Writes all of `data`.
-    pub fn write(&self, fh: u64, offset: u64, data: &[u8]) -> Result<()> {
+    /// Writes all of `data`. With `strip` the writer has no right to keep set-id bits: they go before.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], strip: bool) -> Result<()> {
         if !self.config.write_delay.is_zero() {
             std::thread::sleep(self.config.write_delay);
         }
         match &*self.handles.get(fh)? {
-            Handle::Plain(_, file) => Ok(file.write_all_at(data, offset)?),
-            Handle::Log(_, log, _) => Ok(log.write_at(offset, data)?),
+            Handle::Plain(_, file) => {
+                if strip {
+                    strip_set_id(file)?;
+                }
+                Ok(file.write_all_at(data, offset)?)
+            }
+            Handle::Log(_, log, _) => {
+                if strip {
+                    log.strip_set_id()?;
+                }
+                self.write_log(log, offset, data)
+            }
             Handle::Archive(_) => Err(VfsError::ReadOnly),
             Handle::Dir(_) => Err(VfsError::BadHandle),
         }
+    }
+
+    fn write_log(&self, log: &LogFile, offset: u64, data: &[u8]) -> Result<()> {
+        let local = self.local.as_ref().ok_or(VfsError::ReadOnly)?;
+        let bytes = data.len() as u64;
+        Ok(local.tier.write_for_broker(bytes, || log.write_at(offset, data))?)
     }
 
     /// Makes an open file durable. May take as long as the disk does: not on a thread of the queue.
@@ -235,17 +242,30 @@ impl Vfs {
         match &*self.handles.get(fh)? {
             Handle::Plain(node, file) => self.tree(node.ino)?.seek(node, Some(file), offset, hole),
             Handle::Log(node, ..) => self.tree(node.ino)?.seek(node, None, offset, hole),
-            Handle::Archive(_) | Handle::Dir(_) => Err(VfsError::Unsupported),
+            Handle::Archive(file) => {
+                // All of it is data.
+                let size = match file {
+                    ArchiveFile::Log(source, _) => source.size_bytes,
+                    ArchiveFile::Small(bytes) => bytes.len() as u64,
+                };
+                if offset >= size {
+                    return Err(rustix::io::Errno::NXIO.into());
+                }
+                Ok(if hole { size } else { offset })
+            }
+            Handle::Dir(_) => Err(VfsError::Unsupported),
         }
     }
 
-    /// Reserves or frees space.
-    pub fn fallocate(&self, fh: u64, mode: u32, offset: u64, len: u64) -> Result<()> {
+    /// Reserves, frees or zeroes `(offset, length)`, in the modes of `fallocate`.
+    pub fn fallocate(&self, fh: u64, mode: u32, range: (u64, u64), caller: Caller) -> Result<()> {
         match &*self.handles.get(fh)? {
             Handle::Plain(node, file) => {
-                self.tree(node.ino)?.fallocate(node, Some(file), mode, offset, len)
+                self.tree(node.ino)?.fallocate((node, Some(file)), mode, range, caller)
             }
-            Handle::Log(node, ..) => self.tree(node.ino)?.fallocate(node, None, mode, offset, len),
+            Handle::Log(node, ..) => {
+                self.tree(node.ino)?.fallocate((node, None), mode, range, caller)
+            }
             Handle::Archive(_) | Handle::Dir(_) => Err(VfsError::ReadOnly),
         }
     }

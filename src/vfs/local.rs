@@ -3,25 +3,29 @@
 //! Ordinary files are mirrored one to one. A `.log` of a partition goes through the catalogue, so a
 //! stub behaves as the file it stands for. Nothing here asks the object store.
 
+mod attrs;
+mod make;
+mod moves;
+
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
-use rustix::fs::{AtFlags, CWD, Mode};
 
 use super::attr::{Attr, Kind};
 use super::error::VfsError;
 use super::nodes::{Node, NodeKind, Nodes, ROOT};
 use crate::catalog::{AttrChange, Catalog, LogFile, PartitionDir, is_log_like};
-use crate::kafka::names;
-use crate::local::{datadir, durable, stub};
+use crate::local::{datadir, stub};
 use crate::tier::Tier;
-use std::os::unix::fs::PermissionsExt as _;
+
+pub use attrs::strip_set_id;
+pub use make::AskedMode;
 
 type Result<T> = std::result::Result<T, VfsError>;
 
@@ -50,10 +54,19 @@ pub struct SetAttr {
 pub struct DirEntry {
     /// Its name.
     pub name: std::ffi::OsString,
-    /// Its inode number, or a stand-in that is not zero.
+    /// Its inode number.
     pub ino: u64,
     /// Its kind.
     pub kind: Kind,
+}
+
+/// A directory as it was when it was opened.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Its entries.
+    pub entries: Vec<DirEntry>,
+    /// Why there may be more: reading it to the end fails with EIO, so nobody takes it for all there is.
+    pub damage: Option<Arc<str>>,
 }
 
 /// The log dir of a broker mount.
@@ -62,6 +75,8 @@ pub struct LocalTree {
     pub(super) tier: Arc<Tier>,
     pub(super) nodes: Nodes,
     privileged: bool,
+    /// The paths of `nodes` begin with its number.
+    _hot_dir: Option<File>,
     /// Held by what uses a path while it does; taken whole by what moves an ordinary name or a directory,
     /// so that the path of an open file is never looked up half-way through a rename.
     still: RwLock<()>,
@@ -77,9 +92,10 @@ impl LocalTree {
     /// Over an opened catalogue.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, tier: Arc<Tier>) -> Self {
-        let nodes = Nodes::new(catalog.hot());
+        let hot_dir = File::open(catalog.hot()).ok();
+        let nodes = Nodes::new(&short_path(hot_dir.as_ref()).unwrap_or(catalog.hot().to_owned()));
         let privileged = rustix::process::geteuid().is_root();
-        Self { catalog, tier, nodes, privileged, still: RwLock::new(()) }
+        Self { catalog, tier, nodes, privileged, _hot_dir: hot_dir, still: RwLock::new(()) }
     }
 
     fn dir_path(&self, ino: u64) -> Result<PathBuf> {
@@ -123,7 +139,7 @@ impl LocalTree {
             }
             Spot::Plain(path) => {
                 let metadata = std::fs::symlink_metadata(path)?;
-                let node = self.nodes.remember(parent, name, NodeKind::Plain);
+                let node = self.nodes.remember(parent, name, NodeKind::plain(&metadata));
                 Ok(Attr::of_metadata(node.ino, &metadata))
             }
         }
@@ -141,84 +157,30 @@ impl LocalTree {
             return Ok(Attr::of_log(ino, &log.stat()?));
         }
         if let Some(path) = self.nodes.path(ino) {
-            return Ok(Attr::of_metadata(ino, &std::fs::symlink_metadata(path)?));
+            match std::fs::symlink_metadata(path) {
+                Ok(m) if ino == ROOT => {
+                    return Ok(self.without_sentinel(Attr::of_metadata(ino, &m)));
+                }
+                Ok(m) => return Ok(Attr::of_metadata(ino, &m)),
+                // Removed this moment; somebody may have it open.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e.into()),
+            }
         }
         let file = node.file().ok_or(VfsError::NotFound)?;
         Ok(Attr::of_metadata(ino, &file.metadata()?))
     }
 
-    /// Changes size, mode, owner, times.
-    pub fn setattr(&self, ino: u64, change: &SetAttr) -> Result<Attr> {
-        let node = self.node(ino)?;
-        if let Some(log) = node.log() {
-            if let Some(size) = change.size_bytes {
-                log.truncate(size)?;
-            }
-            log.set_attr(&change.attrs)?;
-        } else {
-            self.setattr_plain(&node, change)?;
-        }
-        self.getattr(ino)
+    /// The root's links are its visible directories.
+    fn without_sentinel(&self, attr: Attr) -> Attr {
+        let hidden = u32::from(self.catalog.hot().join(datadir::SENTINEL).exists());
+        Attr { nlink: attr.nlink.saturating_sub(hidden), ..attr }
     }
 
-    fn setattr_plain(&self, node: &Node, change: &SetAttr) -> Result<()> {
-        let _still = self.still.read_recursive();
-        let path = self.nodes.path(node.ino);
-        if let Some(size) = change.size_bytes {
-            let file = match &path {
-                Some(path) => Arc::new(File::options().write(true).open(path)?),
-                None => node.file().ok_or(VfsError::NotFound)?,
-            };
-            file.set_len(size)?;
-        }
-        match (path, node.file()) {
-            (Some(path), _) => set_attr_of_path(&path, &change.attrs),
-            (None, Some(file)) => Ok(change.attrs.apply_to_file(&file)?),
-            (None, None) => Err(VfsError::NotFound),
-        }
-    }
-
-    /// Creates or opens a regular file. The node counts one more descriptor.
-    pub fn create(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        mode: u32,
-        exclusive: bool,
-        caller: Caller,
-    ) -> Result<(Arc<Node>, Attr, Option<Arc<File>>)> {
-        let _still = self.still.read_recursive();
-        let owner = self.owner_below(parent, caller)?;
-        match self.new_spot(parent, name)? {
-            Spot::Log(dir, text) => {
-                let log = dir.create_log(&text, mode, owner, exclusive)?;
-                let stat = log.stat()?;
-                let node = self.nodes.remember(parent, name, NodeKind::Log(log));
-                node.opens.fetch_add(1, Ordering::AcqRel);
-                Ok((node.clone(), Attr::of_log(node.ino, &stat), None))
-            }
-            Spot::Plain(path) => {
-                let mut options = File::options();
-                options.read(true).write(true).mode(mode);
-                let file = match options.clone().create_new(true).open(&path) {
-                    Ok(file) => {
-                        chown_file(&file, owner)?;
-                        // The caller's umask was applied by the kernel already; ours must not be.
-                        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-                        file
-                    }
-                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !exclusive => {
-                        options.open(&path)?
-                    }
-                    Err(e) => return Err(e.into()),
-                };
-                let file = Arc::new(file);
-                let node = self.nodes.remember(parent, name, NodeKind::Plain);
-                node.opens.fetch_add(1, Ordering::AcqRel);
-                node.set_file(&file);
-                Ok((node.clone(), Attr::of_metadata(node.ino, &file.metadata()?), Some(file)))
-            }
-        }
+    /// The number of a directory's parent; the root is its own.
+    #[must_use]
+    pub fn parent(&self, ino: u64) -> u64 {
+        self.nodes.parent(ino).unwrap_or(ROOT)
     }
 
     /// Opens a regular file. For a plain one the local file is returned.
@@ -230,7 +192,7 @@ impl LocalTree {
                 log.open()?;
                 None
             }
-            NodeKind::Plain => {
+            NodeKind::Plain(_) => {
                 let path = self.nodes.path(ino).ok_or(VfsError::NotFound)?;
                 let file = Arc::new(File::options().read(true).write(write).open(path)?);
                 node.set_file(&file);
@@ -249,245 +211,15 @@ impl LocalTree {
         self.nodes.closed(node);
     }
 
-    fn owner_below(&self, parent: u64, caller: Caller) -> Result<Option<(u32, u32)>> {
-        if !self.privileged {
-            return Ok(None);
-        }
-        let m = std::fs::metadata(self.dir_path(parent)?)?;
-        let gid = if m.mode() & 0o2000 != 0 { m.gid() } else { caller.gid };
-        Ok(Some((caller.uid, gid)))
-    }
-
-    /// Makes a directory.
-    pub fn mkdir(&self, parent: u64, name: &OsStr, mode: u32, caller: Caller) -> Result<Attr> {
-        let _still = self.still.read_recursive();
-        if is_reserved(parent, name) {
-            return Err(VfsError::Reserved);
-        }
-        let owner = self.owner_below(parent, caller)?;
-        let path = self.dir_path(parent)?.join(name);
-        std::fs::DirBuilder::new().mode(mode & 0o7777).create(&path)?;
-        chown_path(&path, owner)?;
-        inherit_and_set_mode(&path, mode)?;
-        if parent == ROOT
-            && let Some(text) = name.to_str()
-        {
-            self.catalog.dir_appeared(text)?;
-        }
-        self.lookup(parent, name)
-    }
-
-    /// Makes a FIFO, a socket, a device or a regular file.
-    pub fn mknod(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        mode: u32,
-        rdev: u32,
-        caller: Caller,
-    ) -> Result<Attr> {
-        let _still = self.still.read_recursive();
-        let kind = rustix::fs::FileType::from_raw_mode(mode);
-        if kind == rustix::fs::FileType::RegularFile {
-            let (node, attr, _) = self.create(parent, name, mode & 0o7777, true, caller)?;
-            self.release(&node, node.log().as_deref());
-            return Ok(attr);
-        }
-        let owner = self.owner_below(parent, caller)?;
-        let Spot::Plain(path) = self.new_spot(parent, name)? else {
-            return Err(VfsError::NotPermitted);
-        };
-        let perm = Mode::from_raw_mode(mode & 0o7777);
-        rustix::fs::mknodat(CWD, &path, kind, perm, rustix::fs::Dev::from(rdev))?;
-        chown_path(&path, owner)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o7777))?;
-        self.lookup(parent, name)
-    }
-
-    /// Makes a symbolic link.
-    pub fn symlink(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        target: &Path,
-        caller: Caller,
-    ) -> Result<Attr> {
-        let owner = self.owner_below(parent, caller)?;
-        let Spot::Plain(path) = self.new_spot(parent, name)? else {
-            return Err(VfsError::NotPermitted);
-        };
-        std::os::unix::fs::symlink(target, &path)?;
-        chown_path(&path, owner)?;
-        self.lookup(parent, name)
-    }
-
     /// Where a symbolic link leads.
     pub fn readlink(&self, ino: u64) -> Result<PathBuf> {
         let _still = self.still.read_recursive();
         Ok(std::fs::read_link(self.dir_path(ino)?)?)
     }
 
-    /// A second name for an ordinary file. A `.log` has one name.
-    pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> Result<Attr> {
-        let _still = self.still.read_recursive();
-        if self.node(ino)?.log().is_some() {
-            return Err(VfsError::NotPermitted);
-        }
-        let Spot::Plain(path) = self.new_spot(parent, name)? else {
-            return Err(VfsError::NotPermitted);
-        };
-        std::fs::hard_link(self.dir_path(ino)?, path)?;
-        self.lookup(parent, name)
-    }
-
-    /// Removes a file's name.
-    pub fn unlink(&self, parent: u64, name: &OsStr) -> Result<()> {
-        if is_reserved(parent, name) {
-            return Err(VfsError::NotFound);
-        }
-        match self.spot(parent, name)? {
-            Spot::Log(dir, text) => {
-                self.tier.unlink(&dir, &text)?;
-            }
-            Spot::Plain(path) => {
-                let _still = self.still.read_recursive();
-                std::fs::remove_file(path)?;
-            }
-        }
-        self.nodes.unlinked(parent, name);
-        Ok(())
-    }
-
-    /// Removes an empty directory.
-    pub fn rmdir(&self, parent: u64, name: &OsStr) -> Result<()> {
-        let _still = self.still.read_recursive();
-        if is_reserved(parent, name) {
-            return Err(VfsError::NotFound);
-        }
-        let path = self.dir_path(parent)?.join(name);
-        remove_own_leftovers(&path)?;
-        std::fs::remove_dir(path)?;
-        if parent == ROOT {
-            self.catalog.dir_removed(&name.to_string_lossy());
-        }
-        self.nodes.unlinked(parent, name);
-        Ok(())
-    }
-
-    /// Renames, over an existing name unless `no_replace`.
-    pub fn rename(
-        &self,
-        (parent, name): (u64, &OsStr),
-        (new_parent, new_name): (u64, &OsStr),
-        no_replace: bool,
-    ) -> Result<()> {
-        if is_reserved(parent, name) {
-            return Err(VfsError::NotFound);
-        }
-        if no_replace && self.exists(new_parent, new_name)? {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
-        }
-        match (self.spot(parent, name)?, self.new_spot(new_parent, new_name)?) {
-            (Spot::Log(from_dir, from), Spot::Log(to_dir, to)) => {
-                if from_dir.id != to_dir.id {
-                    return Err(VfsError::CrossDevice);
-                }
-                self.tier.note_rename(&from_dir, &from, &to);
-                from_dir.rename_log(&from, &to)?;
-            }
-            (Spot::Log(..), Spot::Plain(_)) => return Err(VfsError::CrossDevice),
-            (Spot::Plain(from), Spot::Log(to_dir, to)) => {
-                self.rename_into_partition(parent, name, &from, &to_dir, &to)?;
-            }
-            (Spot::Plain(_), Spot::Plain(_)) => {
-                return self.rename_plain((parent, name), (new_parent, new_name));
-            }
-        }
-        self.nodes.renamed(parent, name, new_parent, new_name);
-        Ok(())
-    }
-
-    fn exists(&self, parent: u64, name: &OsStr) -> Result<bool> {
-        Ok(match self.spot(parent, name)? {
-            Spot::Log(dir, text) => dir.log(&text).is_some(),
-            Spot::Plain(path) => std::fs::symlink_metadata(path).is_ok(),
-        })
-    }
-
-    /// An ordinary file becomes a segment, as when a tool copies under another name first.
-    fn rename_into_partition(
-        &self,
-        parent: u64,
-        name: &OsStr,
-        from: &Path,
-        to_dir: &Arc<PartitionDir>,
-        to: &str,
-    ) -> Result<()> {
-        let node = self.nodes.known(parent, name).and_then(|ino| self.nodes.get(ino));
-        let busy = node.as_ref().is_some_and(|n| n.opens.load(Ordering::Acquire) > 0);
-        if busy || !std::fs::symlink_metadata(from)?.is_file() {
-            return Err(VfsError::CrossDevice);
-        }
-        let log = to_dir.rename_in(from, to)?;
-        if let Some(node) = node {
-            self.nodes.becomes_log(node.ino, log);
-        }
-        Ok(())
-    }
-
-    fn rename_plain(&self, from: (u64, &OsStr), to: (u64, &OsStr)) -> Result<()> {
-        let new_text = to.1.to_str().filter(|_| to.0 == ROOT);
-        let is_dir = {
-            let _moving = self.still.write();
-            let is_dir = self.move_plain(from, to, new_text)?;
-            self.nodes.renamed(from.0, from.1, to.0, to.1);
-            is_dir
-        };
-        match new_text {
-            Some(new) if !is_dir => {
-                if let Err(e) = self.catalog.root_file_replaced(new) {
-                    tracing::warn!(error = %e, "a checkpoint of Kafka cannot be read; archiving waits");
-                }
-            }
-            _ => {}
-        }
-        if to.1 == OsStr::new(names::PARTITION_METADATA)
-            && let Some(dir) = self.partition(to.0)
-        {
-            dir.forget_topic_id();
-        }
-        Ok(())
-    }
-
-    /// Moves it on disk and in the catalogue. Whether it is a directory.
-    fn move_plain(
-        &self,
-        from: (u64, &OsStr),
-        to: (u64, &OsStr),
-        new_text: Option<&str>,
-    ) -> Result<bool> {
-        let old_text = from.1.to_str().filter(|_| from.0 == ROOT);
-        if let Some(dir) = old_text.and_then(|n| self.catalog.dir(n)) {
-            let Some(new) = new_text.filter(|n| names::parse_dir(n).is_some()) else {
-                return Err(VfsError::CrossDevice);
-            };
-            if let Err(e) = dir.chain() {
-                tracing::warn!(error = %e, "the topic id of a renamed partition cannot be read");
-            }
-            self.catalog.rename_dir(&dir.name(), new)?;
-            return Ok(true);
-        }
-        let target = self.dir_path(to.0)?.join(to.1);
-        std::fs::rename(self.dir_path(from.0)?.join(from.1), &target)?;
-        let is_dir = std::fs::symlink_metadata(&target)?.is_dir();
-        if let Some(new) = new_text.filter(|_| is_dir) {
-            self.catalog.dir_appeared(new)?;
-        }
-        Ok(is_dir)
-    }
-
     /// All names of a directory. Stubs show as the files they stand for; Everlog's own names are left out.
     pub fn list(&self, ino: u64) -> Result<Vec<DirEntry>> {
+        use std::os::unix::fs::DirEntryExt as _;
         let _still = self.still.read_recursive();
         let partition = self.partition(ino);
         let mut out = Vec::new();
@@ -498,17 +230,16 @@ impl LocalTree {
             if is_reserved(ino, &name) || (is_log && partition.is_some()) {
                 continue;
             }
-            out.push(self.dir_entry(ino, name, Kind::of(entry.file_type()?)));
+            let kind = Kind::of(entry.file_type()?);
+            let number = self.nodes.number_of(ino, &name, &NodeKind::Plain(entry.ino()));
+            out.push(DirEntry { name, ino: number, kind });
         }
-        for (name, _) in partition.iter().flat_map(|dir| dir.all_logs()) {
-            out.push(self.dir_entry(ino, name.into(), Kind::File));
+        for (name, log) in partition.iter().flat_map(|dir| dir.all_logs()) {
+            let name = std::ffi::OsString::from(name);
+            let number = self.nodes.number_of(ino, &name, &NodeKind::Log(log));
+            out.push(DirEntry { name, ino: number, kind: Kind::File });
         }
         Ok(out)
-    }
-
-    fn dir_entry(&self, parent: u64, name: std::ffi::OsString, kind: Kind) -> DirEntry {
-        let ino = self.nodes.known(parent, &name).unwrap_or(u64::MAX >> 2);
-        DirEntry { name, ino, kind }
     }
 
     /// Makes a directory's names durable.
@@ -523,93 +254,19 @@ impl LocalTree {
         };
         Ok(dir.sync_all()?)
     }
+}
 
-    /// The next data or hole. A cold file is all data.
-    pub fn seek(&self, node: &Node, file: Option<&File>, offset: u64, hole: bool) -> Result<u64> {
-        use rustix::fs::SeekFrom;
-        let local = match node.log() {
-            Some(log) => match log.hot_file() {
-                Some(file) => file,
-                None => {
-                    let size = log.stat()?.size_bytes;
-                    if offset >= size {
-                        return Err(rustix::io::Errno::NXIO.into());
-                    }
-                    return Ok(if hole { size } else { offset });
-                }
-            },
-            None => {
-                let to = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
-                return Ok(rustix::fs::seek(file.ok_or(VfsError::BadHandle)?, to)?);
-            }
-        };
-        let to = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
-        Ok(rustix::fs::seek(&*local, to)?)
-    }
-
-    /// Reserves or frees space of a local file.
-    pub fn fallocate(
-        &self,
-        node: &Node,
-        file: Option<&File>,
-        mode: u32,
-        offset: u64,
-        len: u64,
-    ) -> Result<()> {
-        let flags = rustix::fs::FallocateFlags::from_bits_retain(mode);
-        if let Some(log) = node.log() {
-            let end = offset.saturating_add(len);
-            return match (mode, log.stat()?.size_bytes) {
-                (0, size) if end > size => Ok(log.truncate(end)?),
-                (0, _) => Ok(()),
-                _ => Err(VfsError::Unsupported),
-            };
-        }
-        Ok(rustix::fs::fallocate(file.ok_or(VfsError::BadHandle)?, flags, offset, len)?)
-    }
+/// A path of an open directory that is short, whatever its own is: a user's path may be as long as the kernel
+/// takes, and ours for the same file must not be longer.
+fn short_path(dir: Option<&File>) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd as _;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/.", dir?.as_raw_fd()));
+    path.is_dir().then_some(path)
 }
 
 fn is_reserved(parent: u64, name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     name.ends_with(stub::RESERVED_SUFFIX) || (parent == ROOT && name == datadir::SENTINEL)
-}
-
-/// What a crash or a full disk may have left of a stub in a directory that has no segment any more.
-fn remove_own_leftovers(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().ends_with(durable::TMP_SUFFIX) {
-            durable::remove_if_exists(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// A directory below one with the set-group-id bit has it, too.
-fn inherit_and_set_mode(dir: &Path, mode: u32) -> io::Result<()> {
-    let inherited = std::fs::metadata(dir)?.mode() & 0o2000;
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode & 0o7777 | inherited))
-}
-
-fn chown_file(file: &File, owner: Option<(u32, u32)>) -> io::Result<()> {
-    owner.map_or(Ok(()), |(u, g)| std::os::unix::fs::fchown(file, Some(u), Some(g)))
-}
-
-fn chown_path(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
-    owner.map_or(Ok(()), |(u, g)| std::os::unix::fs::lchown(path, Some(u), Some(g)))
-}
-
-fn set_attr_of_path(path: &Path, change: &AttrChange) -> Result<()> {
-    if change.uid.is_some() || change.gid.is_some() {
-        std::os::unix::fs::lchown(path, change.uid, change.gid)?;
-    }
-    if let Some(mode) = change.mode {
-        rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())?;
-    }
-    if let Some(times) = change.timestamps() {
-        rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?;
-    }
-    Ok(())
 }
 
 /// All of `[offset, offset + buffer)` of a local file, less only at its end.

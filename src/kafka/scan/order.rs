@@ -1,7 +1,9 @@
 //! Whether a batch may stand where it stands: what its own checksum cannot prove.
 //!
 //! The first 17 bytes of a batch are under no CRC of Kafka's, so offsets, length and leader epoch
-//! are believed only when they agree with the batches around them.
+//! are believed only when they agree with the batches around them. Of a wrapper of format 0 or 1 that
+//! is less: how many offsets it stands for is known only inside, under its compression, so there may
+//! be any number of them before the one that it names.
 
 use crate::kafka::batch::BatchHeader;
 use crate::types::EpochStart;
@@ -10,7 +12,6 @@ use crate::types::EpochStart;
 pub(super) struct OrderRules {
     base_offset: i64,
     compacted: bool,
-    previous_magic: Option<u8>,
     pub(super) batches: u64,
     pub(super) end_offset: i64,
     pub(super) first_offset: Option<i64>,
@@ -23,7 +24,6 @@ impl OrderRules {
         Self {
             base_offset,
             compacted,
-            previous_magic: None,
             batches: 0,
             end_offset: base_offset,
             first_offset: None,
@@ -54,35 +54,36 @@ impl OrderRules {
 
     fn admit_offset(&self, header: &BatchHeader) -> Result<(), String> {
         let (offset, end) = (header.base_offset, self.end_offset);
-        let Some(previous_magic) = self.previous_magic else {
+        if self.batches == 0 {
             return if offset < self.base_offset {
                 Err(format!("it begins before the segment's base {}", self.base_offset))
             } else {
                 Ok(())
             };
-        };
+        }
         if offset < end {
             return Err(format!("offset {offset} stands where {end} or more is due"));
         }
-        let exact = !self.compacted && header.magic == 2 && previous_magic == 2;
+        let exact = !self.compacted && !header.is_wrapper();
         if exact && offset != end {
             return Err(format!("offset {offset} follows {}: offsets are missing", end - 1));
         }
         Ok(())
     }
 
-    /// Takes an admitted batch whose checksum was right.
-    pub(super) fn accept(&mut self, header: &BatchHeader) {
-        self.previous_magic = Some(header.magic);
+    /// Takes an admitted batch whose checksum was right; returns its first offset (`BatchInfo`).
+    pub(super) fn accept(&mut self, header: &BatchHeader) -> i64 {
+        let first_offset = header.first_offset(self.end_offset);
         self.batches += 1;
         // Not above `base_offset` plus 31 bits, except at the top of i64, where nothing can follow.
         self.end_offset = header.last_offset.saturating_add(1);
-        self.first_offset.get_or_insert(header.base_offset);
+        self.first_offset.get_or_insert(first_offset);
         self.max_timestamp_ms = self.max_timestamp_ms.max(header.max_timestamp_ms);
         let newer = self.epochs.last().is_none_or(|last| header.leader_epoch > last.epoch);
         if header.leader_epoch >= 0 && newer {
             let (epoch, start_offset) = (header.leader_epoch, header.base_offset);
             self.epochs.push(EpochStart { epoch, start_offset });
         }
+        first_offset
     }
 }

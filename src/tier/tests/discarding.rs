@@ -94,6 +94,22 @@ async fn a_deleted_topic_is_archived_to_its_last_committed_batch() {
 }
 
 #[tokio::test]
+async fn a_deleted_topic_is_archived_although_everlog_restarted_before_the_unlinks() {
+    let world = world();
+    let mount = world.mount();
+    mount.catalog.note_deletion("t-0", DELETED);
+    mount.catalog.rename_dir("t-0", DELETED).unwrap();
+    drop(mount);
+    world.checkpoints(&[]);
+    let mount = world.mount();
+    for base in [0, 100, 200] {
+        mount.tier.unlink(&mount.dir(DELETED), &name(base)).unwrap();
+    }
+    mount.drain().await.unwrap();
+    assert_eq!(world.check_archive("t-0").await, [(0, 100), (100, 200), (200, 300)]);
+}
+
+#[tokio::test]
 async fn of_a_deleted_topic_nothing_above_the_high_watermark_is_archived() {
     let world = world();
     world.checkpoints(&[("t-0", 250)]);
@@ -213,6 +229,7 @@ fn doc() -> SpoolDoc {
         discarded_ms: 1,
         upload_id: None,
         compacted: false,
+        object_base_offset: None,
     }
 }
 

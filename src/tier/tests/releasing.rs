@@ -165,6 +165,7 @@ fn doc(listener_wanted: bool, discarded_ms: u64) -> SpoolDoc {
         discarded_ms,
         upload_id: None,
         compacted: false,
+        object_base_offset: None,
     }
 }
 

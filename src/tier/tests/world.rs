@@ -136,11 +136,13 @@ impl World {
             store: store.clone(),
             manifest: ManifestLog::new(Some(store.clone()), mirror),
             spool: mounted.then(|| self.data().join("spool")),
+            room: None,
             clock: Clock::from_fn(now),
             store_id: self.store_id.clone(),
             on_identity: None,
             fetch: Some(fetch_from(store)),
             cached_bytes: None,
+            on_pace: None,
         }
     }
 
