@@ -6,7 +6,6 @@
 mod common;
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 
 use common::archive::{self, bases, compare_objects, log_objects, partitions, settle};
 use common::broker::{Broker, KAFKA, KAFKA_OLD, dump_log_segments};
@@ -45,14 +44,6 @@ impl Scenario {
         self.mount.as_ref().unwrap()
     }
 
-    fn hot(&self) -> PathBuf {
-        self.scratch.path().join("data/hot")
-    }
-
-    fn bucket(&self) -> PathBuf {
-        self.scratch.path().join("store")
-    }
-
     fn remount(&mut self) {
         self.mount = Some(self.command.start());
     }
@@ -60,7 +51,13 @@ impl Scenario {
     /// Waits for archive and eviction, then everything acknowledged must be there, once, in order, equal.
     fn prove(&self, after: &str) {
         eprintln!("proving after {after}");
-        settle(self.mount(), &self.hot(), "orders", &self.bucket(), self.hot_budget_bytes);
+        settle(
+            self.mount(),
+            &self.scratch.hot(),
+            "orders",
+            &self.scratch.bucket(),
+            self.hot_budget_bytes,
+        );
         let proof = self.ledger.prove(&self.broker);
         eprintln!("after {after}: {proof}");
         assert!(proof["records"].as_u64() >= Some(self.ledger.acknowledged()));
@@ -109,9 +106,9 @@ fn check_the_surface(s: &Scenario) {
                 "{name} shows {} bytes and no block",
                 meta.len()
             );
-            if !s.hot().join(&name).exists() {
+            if !s.scratch.hot().join(&name).exists() {
                 cold += 1;
-                let object = log_objects(&s.bucket())
+                let object = log_objects(&s.scratch.bucket())
                     .into_iter()
                     .find(|o| o.partition == partition && o.base == base)
                     .unwrap();
@@ -123,9 +120,9 @@ fn check_the_surface(s: &Scenario) {
 }
 
 fn kafkas_own_tool_reads_cold_segments(s: &Scenario) {
-    let cold = log_objects(&s.bucket())
+    let cold = log_objects(&s.scratch.bucket())
         .into_iter()
-        .find(|o| !s.hot().join(&o.partition).join(format!("{:020}.log", o.base)).exists())
+        .find(|o| !s.scratch.hot().join(&o.partition).join(format!("{:020}.log", o.base)).exists())
         .expect("no segment is cold");
     let copy = s.scratch.path().join(files::name(&cold.path));
     std::fs::copy(&cold.path, &copy).unwrap();
@@ -145,7 +142,7 @@ fn kafkas_own_tool_reads_cold_segments(s: &Scenario) {
 #[test]
 fn a_broker_with_a_tenth_of_its_data_local_loses_nothing_through_any_stop_or_crash() {
     let mut s = Scenario::start("broker-main", KAFKA, 6, 12 * MIB);
-    let witness = Witness::start(&s.hot());
+    let witness = Witness::start(&s.scratch.hot());
     let produced = s.ledger.produce(&s.broker, 120_000);
     eprintln!("produced {produced}");
     s.prove("the load");
@@ -183,7 +180,7 @@ fn a_broker_with_a_tenth_of_its_data_local_loses_nothing_through_any_stop_or_cra
     s.broker.start();
     s.prove("kill -9 of both at once");
 
-    let compared = compare_objects(s.mount().point(), &s.bucket(), &witness.finish());
+    let compared = compare_objects(s.mount().point(), &s.scratch.bucket(), &witness.finish());
     eprintln!("{compared} objects equal the files that the broker wrote");
     assert!(compared > 110, "only {compared} objects");
     s.broker.stop();
@@ -194,7 +191,7 @@ fn a_broker_with_a_tenth_of_its_data_local_loses_nothing_through_any_stop_or_cra
 fn a_broker_that_held_its_descriptors_does_not_notice_the_eviction() {
     let s = Scenario::start("broker-held", KAFKA, 2, 4 * MIB);
     s.ledger.produce(&s.broker, 30_000);
-    settle(s.mount(), &s.hot(), "orders", &s.bucket(), s.hot_budget_bytes);
+    settle(s.mount(), &s.scratch.hot(), "orders", &s.scratch.bucket(), s.hot_budget_bytes);
     // Opened by the broker when they were hot, read by it through the same descriptors now.
     for _ in 0..2 {
         assert_eq!(s.ledger.prove(&s.broker)["records"], 30_000);

@@ -41,14 +41,6 @@ impl Scenario {
         self.mount.as_ref().unwrap()
     }
 
-    fn hot(&self) -> PathBuf {
-        self.scratch.path().join("data/hot")
-    }
-
-    fn bucket(&self) -> PathBuf {
-        self.scratch.path().join("store")
-    }
-
     fn load(&self, topic: &str, partitions: u32, records: u64) -> Ledger {
         let ledger = Ledger::new(self.scratch.path(), topic, partitions);
         ledger.create_topic(&self.broker, &["segment.bytes=1048576"]);
@@ -74,12 +66,14 @@ fn object_shas(bucket: &Path, partition: &str) -> BTreeMap<i64, String> {
 fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects() {
     let mut s = Scenario::start("discard-retention", &[("--hot-bytes", (5 * MIB).to_string())]);
     let ledger = s.load("events", 1, 16_000);
-    settle(s.mount(), &s.hot(), "events", &s.bucket(), 5 * MIB);
+    settle(s.mount(), &s.scratch.hot(), "events", &s.scratch.bucket(), 5 * MIB);
     let dir = s.mount().path("events-0");
     let all = bases(&dir);
-    let objects = object_shas(&s.bucket(), "events-0");
-    let cold =
-        all.iter().filter(|b| !s.hot().join(format!("events-0/{b:020}.log")).exists()).count();
+    let objects = object_shas(&s.scratch.bucket(), "events-0");
+    let cold = all
+        .iter()
+        .filter(|b| !s.scratch.hot().join(format!("events-0/{b:020}.log")).exists())
+        .count();
     assert!(cold >= 8 && cold + 3 <= all.len(), "{cold} of {} are cold", all.len());
 
     // Down to two: cold ones and hot ones go.
@@ -94,7 +88,7 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
         left[0] > all[cold],
         "retention removed cold segments only, so this proves less than it says"
     );
-    let on_disk = files::names(&s.hot().join("events-0"));
+    let on_disk = files::names(&s.scratch.hot().join("events-0"));
     let older: Vec<_> = on_disk
         .iter()
         .filter(|n| n.get(..20).and_then(|d| d.parse().ok()).is_some_and(|b: i64| b < left[0]))
@@ -111,7 +105,7 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
     assert!(bases(&dir)[0] >= left[0], "discarded names came back after a crash");
     ledger.prove_with(&s.broker, &["--allow-trimmed"]);
 
-    let now = object_shas(&s.bucket(), "events-0");
+    let now = object_shas(&s.scratch.bucket(), "events-0");
     let archive = s.mount().path(".everlog/archive/events-0");
     for (base, sha) in &objects {
         assert_eq!(now.get(base), Some(sha), "the object of {base} changed");
@@ -127,10 +121,10 @@ fn retention_over_hot_and_cold_segments_hides_names_for_ever_and_keeps_objects()
 fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successor() {
     let s = Scenario::start("discard-topic", &[("--hot-bytes", (3 * MIB).to_string())]);
     s.load("gone", 2, 12_000);
-    settle(s.mount(), &s.hot(), "gone", &s.bucket(), 3 * MIB);
+    settle(s.mount(), &s.scratch.hot(), "gone", &s.scratch.bucket(), 3 * MIB);
     let first_ids: std::collections::BTreeSet<String> =
-        log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
-    let objects = object_shas(&s.bucket(), "gone-0");
+        log_objects(&s.scratch.bucket()).into_iter().map(|o| o.topic_id).collect();
+    let objects = object_shas(&s.scratch.bucket(), "gone-0");
     assert!(objects.len() >= 5);
 
     s.broker.topic("--delete", "gone", 2, &[]);
@@ -139,20 +133,20 @@ fn a_deleted_topic_vanishes_and_its_archive_stays_beside_the_one_of_its_successo
         unless(!shown.iter().any(|n| n.starts_with("gone-")), || format!("{shown:?}"))
     });
     wait_until("the data directory to follow", 30, || {
-        let there = files::names(&s.hot());
+        let there = files::names(&s.scratch.hot());
         unless(!there.iter().any(|n| n.starts_with("gone-")), || format!("{there:?}"))
     });
     // The active segment may join them, out of the spool.
-    let after = object_shas(&s.bucket(), "gone-0");
+    let after = object_shas(&s.scratch.bucket(), "gone-0");
     assert!(objects.iter().all(|(base, sha)| after.get(base) == Some(sha)), "{after:?}");
 
     // The same name again is another topic.
     std::fs::remove_file(s.scratch.path().join("gone.ledger")).unwrap();
     let ledger = s.load("gone", 2, 6_000);
-    settle(s.mount(), &s.hot(), "gone", &s.bucket(), 3 * MIB);
+    settle(s.mount(), &s.scratch.hot(), "gone", &s.scratch.bucket(), 3 * MIB);
     assert_eq!(ledger.prove(&s.broker)["records"], 6_000);
     let ids: std::collections::BTreeSet<String> =
-        log_objects(&s.bucket()).into_iter().map(|o| o.topic_id).collect();
+        log_objects(&s.scratch.bucket()).into_iter().map(|o| o.topic_id).collect();
     assert_eq!(ids.len(), 2, "{ids:?}");
     let old_id = first_ids.first().unwrap();
     let old = s.mount().path(&format!(".everlog/archive/gone-0~{old_id}"));
@@ -193,7 +187,7 @@ fn nothing_discarded_is_released_before_the_command_agrees_and_everything_after(
         [("--hot-bytes", (4 * MIB).to_string()), ("--on-discard", script.display().to_string())];
     let mut s = Scenario::start("discard-command", &options);
     s.load("audit", 1, 14_000);
-    settle(s.mount(), &s.hot(), "audit", &s.bucket(), 4 * MIB);
+    settle(s.mount(), &s.scratch.hot(), "audit", &s.scratch.bucket(), 4 * MIB);
     let dir = s.mount().path("audit-0");
     let before = bases(&dir);
     s.broker.topic("--alter", "audit", 1, &["retention.bytes=1048576"]);
@@ -283,7 +277,7 @@ fn a_compacted_topic_is_archived_and_stays_local() {
     });
     ledger.prove_with(&s.broker, &["--compacted"]);
     wait_until("the compacted segments to be archived", 90, || {
-        all_closed_archived(s.mount().point(), "state", &s.bucket())?;
+        all_closed_archived(s.mount().point(), "state", &s.scratch.bucket())?;
         let status = s.mount().topic_status("state");
         unless(status["lag_segments"] == 0, || status.to_string())
     });
@@ -293,7 +287,7 @@ fn a_compacted_topic_is_archived_and_stays_local() {
         ledger.prove_with(&s.broker, &["--compacted"]);
     }
     wait_until("the new generations to be archived", 120, || {
-        all_closed_archived(s.mount().point(), "state", &s.bucket())?;
+        all_closed_archived(s.mount().point(), "state", &s.scratch.bucket())?;
         let shown = bases(&dir);
         for base in &shown[..shown.len() - 1] {
             let name = format!("{base:020}.log");
@@ -306,7 +300,7 @@ fn a_compacted_topic_is_archived_and_stays_local() {
     });
     let status = s.mount().topic_status("state");
     assert_eq!(status["cold_segments"], 0, "{status}");
-    assert!(hot_log_bytes(&s.hot()) >= total(), "a compacted segment was evicted");
+    assert!(hot_log_bytes(&s.scratch.hot()) >= total(), "a compacted segment was evicted");
     s.restart_everything();
     ledger.prove_with(&s.broker, &["--compacted"]);
     assert_eq!(s.broker.errors(), Vec::<String>::new());

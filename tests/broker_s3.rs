@@ -46,16 +46,12 @@ impl Scenario {
         self.mount.as_ref().unwrap()
     }
 
-    fn hot(&self) -> PathBuf {
-        self.scratch.path().join("data/hot")
-    }
-
     fn bucket(&self) -> PathBuf {
         self.s3.bucket().join("cluster")
     }
 
     fn settle(&self) {
-        settle(self.mount(), &self.hot(), "orders", &self.bucket(), BUDGET);
+        settle(self.mount(), &self.scratch.hot(), "orders", &self.bucket(), BUDGET);
     }
 }
 
@@ -69,7 +65,7 @@ fn wait_for_reachable(mount: &Mount, wanted: bool) {
 #[test]
 fn the_store_may_be_down_for_a_whole_load_and_for_a_restart_of_everything() {
     let mut s = Scenario::start("s3-down", &[]);
-    let witness = Witness::start(&s.hot());
+    let witness = Witness::start(&s.scratch.hot());
     s.ledger.produce(&s.broker, 20_000);
     s.settle();
 
@@ -112,7 +108,7 @@ fn a_store_that_hangs_fails_cold_reads_in_time_and_never_with_wrong_bytes() {
     s.settle();
     let cold = log_objects(&s.bucket())
         .into_iter()
-        .find(|o| !s.hot().join(&o.partition).join(format!("{:020}.log", o.base)).exists())
+        .find(|o| !s.scratch.hot().join(&o.partition).join(format!("{:020}.log", o.base)).exists())
         .expect("no segment is cold");
     let path = s.mount().path(&format!("{}/{:020}.log", cold.partition, cold.base));
     s.s3.freeze();
@@ -133,7 +129,7 @@ fn a_store_that_hangs_fails_cold_reads_in_time_and_never_with_wrong_bytes() {
 #[test]
 fn what_retention_discards_while_the_store_is_down_is_archived_from_the_spool() {
     let mut s = Scenario::start("s3-spool", &[]);
-    let witness = Witness::start(&s.hot());
+    let witness = Witness::start(&s.scratch.hot());
     s.s3.kill9();
     s.ledger.produce(&s.broker, 20_000);
     let written: Vec<(String, i64)> = (0..3)

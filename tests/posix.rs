@@ -13,16 +13,8 @@ use std::time::Duration;
 
 use common::archive::{log_objects, settle};
 use common::broker::CLUSTER_ID;
-use common::{LogDir, Mount, MountCommand, S3, Scratch, files, unless, wait_until};
+use common::{LogDir, MountCommand, S3, Scratch, files, plain_mount, unless, wait_until};
 use rustix::io::Errno;
-
-fn plain_mount(name: &str) -> (Scratch, MountCommand, Mount) {
-    let scratch = Scratch::new(name);
-    let store = scratch.file_store("store");
-    let command = MountCommand::broker(scratch.path(), &store);
-    let mount = command.start();
-    (scratch, command, mount)
-}
 
 fn rw(path: &Path) -> File {
     File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()

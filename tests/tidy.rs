@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const RANKS: &[(&str, u8)] = &[
     ("types", 0),
     ("clock", 1),
+    ("failpoint", 1),
     ("telemetry", 1),
     ("kafka", 2),
     ("local", 3),

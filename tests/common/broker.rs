@@ -1,8 +1,10 @@
-//! An unmodified Kafka broker, one KRaft node, whose log dir the test chooses. Its metadata log lies elsewhere, on plain disk.
+//! An unmodified Kafka broker whose log dir the test chooses: one KRaft node with its metadata log elsewhere, on plain disk, or
+//! with a ZooKeeper of its own (Kafka 2).
 
 use std::path::{Path, PathBuf};
 
 use super::children::{self, Running, free_port};
+use super::zookeeper::ZooKeeper;
 use super::{ledger, wait_until};
 
 /// The cluster that every broker of the rig belongs to, unless told otherwise.
@@ -12,6 +14,12 @@ pub const CLUSTER_ID: &str = "EverlogRigCluster00000";
 pub const KAFKA: &str = "4.3.1";
 /// The older Kafka of the rig.
 pub const KAFKA_OLD: &str = "3.9.1";
+/// The first line of Kafka whose KRaft is for production.
+pub const KAFKA_FIRST_KRAFT: &str = "3.3.2";
+/// A Kafka that needs a ZooKeeper, and still writes message formats 0 and 1. `scripts/setup` installs it only when asked for `kafka-2.8`.
+pub const KAFKA_ZOOKEEPER: &str = "2.8.2";
+
+const BROKER_ID: u32 = 1;
 
 /// A broker, running or stopped.
 pub struct Broker {
@@ -22,15 +30,41 @@ pub struct Broker {
     controller_port: u16,
     extra: Vec<String>,
     process: Option<Running>,
+    /// Behind the broker's process: dropped after it.
+    zookeeper: Option<ZooKeeper>,
     runs: u32,
 }
 
 impl Broker {
-    /// Settings, metadata and logs go to `dir`, topics to `log_dir`. Formats the storage; does not start.
+    /// Settings, metadata and logs go to `dir`, topics to `log_dir`. Formats the storage (Kafka 2: starts its ZooKeeper); does not start.
     pub fn format(dir: &Path, log_dir: &Path, version: &str, extra: &[&str]) -> Self {
+        let broker = Self::new(dir, log_dir, version, extra);
+        broker.format_storage();
+        broker
+    }
+
+    /// One more broker, number `node`, in the cluster of `first`, which is its controller.
+    pub fn format_joining(
+        first: &Self,
+        node: u32,
+        (dir, log_dir): (&Path, &Path),
+        extra: &[&str],
+    ) -> Self {
+        let mut broker = Self::new(dir, log_dir, &first.version, extra);
+        broker.extra.extend([
+            "process.roles=broker".to_owned(),
+            format!("node.id={node}"),
+            format!("listeners=PLAINTEXT://127.0.0.1:{}", broker.port),
+            format!("controller.quorum.voters=1@127.0.0.1:{}", first.controller_port),
+        ]);
+        broker.format_storage();
+        broker
+    }
+
+    fn new(dir: &Path, log_dir: &Path, version: &str, extra: &[&str]) -> Self {
         std::fs::create_dir_all(dir.join("metadata")).unwrap();
         let extra = extra.iter().map(|s| (*s).to_owned()).collect();
-        let broker = Self {
+        Self {
             dir: dir.to_owned(),
             log_dir: log_dir.to_owned(),
             version: version.to_owned(),
@@ -38,15 +72,21 @@ impl Broker {
             controller_port: free_port(),
             extra,
             process: None,
+            zookeeper: version.starts_with("2.").then(|| ZooKeeper::start(dir, version)),
             runs: 0,
-        };
-        broker.write_properties();
-        let mut format = children::java(version, "256m");
+        }
+    }
+
+    fn format_storage(&self) {
+        self.write_properties();
+        if self.zookeeper.is_some() {
+            return;
+        }
+        let mut format = children::java(&self.version, "256m");
         format
             .args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"])
-            .arg(broker.properties());
+            .arg(self.properties());
         children::run(format, "formatting the broker's storage");
-        broker
     }
 
     fn properties(&self) -> PathBuf {
@@ -54,7 +94,13 @@ impl Broker {
     }
 
     fn write_properties(&self) {
-        let mut text = include_str!("../../scripts/kafka/server.properties")
+        let template = match self.zookeeper {
+            None => include_str!("../../scripts/kafka/server.properties"),
+            Some(_) => include_str!("../../scripts/kafka/server-zookeeper.properties"),
+        };
+        let zookeeper = self.zookeeper.as_ref().map(ZooKeeper::connect).unwrap_or_default();
+        let mut text = template
+            .replace("@ZOOKEEPER@", &zookeeper)
             .replace("@PORT@", &self.port.to_string())
             .replace("@CONTROLLER_PORT@", &self.controller_port.to_string())
             .replace("@LOG_DIR@", &self.log_dir.display().to_string())
@@ -74,16 +120,20 @@ impl Broker {
     /// Starts it and waits until it serves.
     pub fn start(&mut self) {
         self.runs += 1;
+        if let Some(zookeeper) = &self.zookeeper {
+            zookeeper.wait_until_gone(BROKER_ID);
+        }
+        let started = match self.zookeeper {
+            None => "Kafka Server started".to_owned(),
+            Some(_) => format!("[KafkaServer id={BROKER_ID}] started"),
+        };
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
         let mut command = children::java(&self.version, "512m");
         command.arg(format!(
             "-Dlog4j2.configurationFile={}",
             scripts.join("log4j2.properties").display()
         ));
-        command.arg(format!(
-            "-Dlog4j.configuration=file:{}",
-            scripts.join("log4j.properties").display()
-        ));
+        command.arg(children::log4j_1());
         command.arg("kafka.Kafka").arg(self.properties());
         let log = self.dir.join(format!("broker-{}.out", self.runs));
         let mut process = Running::start(command, "the broker", log);
@@ -93,7 +143,7 @@ impl Broker {
                 "the broker ended at its start:\n{}",
                 process.tail()
             );
-            super::unless(process.output().contains("Kafka Server started"), || process.tail())
+            super::unless(process.output().contains(&started), || process.tail())
         });
         self.process = Some(process);
     }

@@ -50,6 +50,12 @@ pub fn java(version: &str, heap: &str) -> Command {
     command
 }
 
+/// The argument by which Kafka 2 and 3, and ZooKeeper, log to standard output.
+pub fn log4j_1() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/log4j.properties");
+    format!("-Dlog4j.configuration=file:{}", file.display())
+}
+
 /// A running child whose output goes to a file; killed when dropped.
 pub struct Running {
     child: Child,
@@ -116,6 +122,9 @@ impl Running {
 
     /// SIGKILL, and waits until the process is gone.
     pub fn kill9(&mut self) {
+        if self.ended().is_some() {
+            return;
+        }
         self.signal(rustix::process::Signal::KILL);
         self.wait(30);
     }

@@ -1,7 +1,8 @@
 //! Small questions to a file tree.
 
-use std::fs::File;
-use std::io::Read as _;
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -79,4 +80,45 @@ pub fn flip_byte(path: &Path, at: u64) {
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
     file.sync_all().unwrap();
+}
+
+/// An access list of tags, permission bits and ids, as the kernel lays it out in an extended attribute.
+pub fn access_list(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = vec![2, 0, 0, 0];
+    for (tag, bits, id) in entries {
+        list.extend(tag.to_le_bytes());
+        list.extend(bits.to_le_bytes());
+        list.extend(id.to_le_bytes());
+    }
+    list
+}
+
+/// Every name below a root with its mode, length and checksum, and what `more` says of a file; directories with
+/// their mode.
+pub fn tree(
+    root: &Path,
+    more: impl Fn(&str, &Path, &Metadata) -> String,
+) -> io::Result<BTreeMap<String, String>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir)? {
+            let path = entry?.path();
+            let named = |e: io::Error| io::Error::other(format!("{}: {e}", path.display()));
+            let meta = path.symlink_metadata().map_err(named)?;
+            let shown = path.strip_prefix(root).unwrap().display().to_string();
+            let mode = meta.mode() & 0o7777;
+            if meta.is_dir() {
+                found.insert(shown, format!("directory {mode:o}"));
+                open.push(path);
+                continue;
+            }
+            let bytes = std::fs::read(&path).map_err(named)?;
+            let len = meta.len();
+            assert_eq!(bytes.len() as u64, len, "{shown} has another length than it says");
+            let (crc, more) = (crc32c::crc32c(&bytes), more(&shown, &path, &meta));
+            found.insert(shown, format!("file {mode:o} {len} bytes {crc:08x}{more}"));
+        }
+    }
+    Ok(found)
 }

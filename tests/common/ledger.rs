@@ -15,6 +15,8 @@ pub struct Ledger {
     partitions: u32,
     record_bytes: u32,
     keys: u32,
+    codec: String,
+    idempotent: bool,
 }
 
 /// The ledger tool's command, against no broker.
@@ -34,7 +36,15 @@ impl Ledger {
     /// A ledger in `dir` for a topic that exists or will.
     pub fn new(dir: &Path, topic: &str, partitions: u32) -> Self {
         let file = dir.join(format!("{topic}.ledger"));
-        Self { topic: topic.to_owned(), file, partitions, record_bytes: 1000, keys: 0 }
+        Self {
+            topic: topic.to_owned(),
+            file,
+            partitions,
+            record_bytes: 1000,
+            keys: 0,
+            codec: "none".to_owned(),
+            idempotent: true,
+        }
     }
 
     /// With records of this many bytes.
@@ -46,6 +56,18 @@ impl Ledger {
     /// With this many different keys, for compacted topics.
     pub fn keys(mut self, keys: u32) -> Self {
         self.keys = keys;
+        self
+    }
+
+    /// Compressed by the producer.
+    pub fn codec(mut self, codec: &str) -> Self {
+        self.codec = codec.to_owned();
+        self
+    }
+
+    /// From a producer without an id, the only kind that a topic in message format 0 or 1 takes.
+    pub fn without_idempotence(mut self) -> Self {
+        self.idempotent = false;
         self
     }
 
@@ -77,6 +99,10 @@ impl Ledger {
             &records.to_string(),
         ]);
         command.args(["--size", &self.record_bytes.to_string(), "--keys", &self.keys.to_string()]);
+        command.args(["--compression", &self.codec]);
+        if !self.idempotent {
+            command.arg("--no-idempotence");
+        }
         command
     }
 

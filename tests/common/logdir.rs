@@ -115,6 +115,11 @@ impl LogDir {
         self.ends.insert((log.topic.clone(), log.partition), end);
     }
 
+    /// Says so of a partition that is written by somebody else.
+    pub fn commit_as(&mut self, topic: &str, partition: u32, end: i64) {
+        self.ends.insert((topic.to_owned(), partition), end);
+    }
+
     /// Forgets a partition.
     pub fn forget(&mut self, topic: &str, partition: u32) {
         self.ends.remove(&(topic.to_owned(), partition));

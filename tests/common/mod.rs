@@ -9,18 +9,22 @@ pub mod batches;
 pub mod broker;
 pub mod children;
 pub mod files;
+pub mod fsck;
 pub mod ledger;
 pub mod logdir;
 pub mod mount;
 pub mod s3;
+pub mod suites;
+pub mod versions;
 pub mod witness;
+pub mod zookeeper;
 
 pub use broker::Broker;
 pub use children::{java, rig_dir};
 pub use files::{allocated_bytes, files_under, sha256_file};
 pub use ledger::Ledger;
 pub use logdir::LogDir;
-pub use mount::{Mount, MountCommand};
+pub use mount::{Mount, MountCommand, plain_mount};
 pub use s3::S3;
 pub use witness::Witness;
 
@@ -53,6 +57,16 @@ impl Scratch {
         let path = self.path.join(name);
         std::fs::create_dir_all(&path).unwrap();
         path
+    }
+
+    /// The log dir's files, where [`MountCommand::broker`] puts the data directory.
+    pub fn hot(&self) -> PathBuf {
+        self.path.join("data/hot")
+    }
+
+    /// The directory store of [`Self::file_store`]`("store")`.
+    pub fn bucket(&self) -> PathBuf {
+        self.path.join("store")
     }
 
     /// The URL of a directory store in it, created if need be.

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::children::{self, Running};
-use super::{unless, wait_until};
+use super::{Scratch, unless, wait_until};
 
 /// How to mount; `start` does it, as often as wanted.
 #[derive(Clone)]
@@ -72,12 +72,23 @@ impl MountCommand {
 
     /// Mounts, and waits until the kernel says so.
     pub fn start(&self) -> Mount {
+        self.try_start().unwrap_or_else(|words| panic!("everlog mount ended instead:\n{words}"))
+    }
+
+    /// The same; `Err` with its last words when it ends instead.
+    pub fn try_start(&self) -> Result<Mount, String> {
         let mut process = Running::start(self.command(), "everlog mount", self.log.clone());
-        wait_until("the mount", 60, || {
-            assert!(process.ended().is_none(), "everlog mount ended instead:\n{}", process.tail());
-            unless(is_mounted(&self.point), || process.tail())
+        let mounted = wait_until("the mount", 60, || {
+            if process.ended().is_some() {
+                return Ok(false);
+            }
+            unless(is_mounted(&self.point), || process.tail()).map(|()| true)
         });
-        Mount { command: self.clone(), process }
+        if !mounted {
+            detach(&self.point);
+            return Err(process.tail());
+        }
+        Ok(Mount { command: self.clone(), process })
     }
 }
 
@@ -138,6 +149,11 @@ impl Mount {
         topics.into_iter().find(|t| t["topic"] == topic).unwrap_or(Value::Null)
     }
 
+    /// Whether its process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.ended().is_some()
+    }
+
     /// SIGKILL; the dead mount is taken away as a service manager would.
     pub fn kill9(mut self) {
         self.process.kill9();
@@ -167,8 +183,11 @@ impl Mount {
 
     /// `umount`; the process must end with 0.
     pub fn umount(mut self) {
-        rustix::mount::unmount(&self.command.point, rustix::mount::UnmountFlags::empty())
-            .unwrap_or_else(|e| panic!("umount: {e}\n{}", self.process.tail()));
+        // A child that another thread of the test is starting has copies of its descriptors for a moment.
+        wait_until("umount", 10, || {
+            rustix::mount::unmount(&self.command.point, rustix::mount::UnmountFlags::empty())
+                .map_err(|e| format!("umount: {e}\n{}", self.process.tail()))
+        });
         self.ended_well();
     }
 
@@ -190,4 +209,13 @@ impl Drop for Mount {
                 rustix::mount::unmount(&self.command.point, rustix::mount::UnmountFlags::DETACH);
         }
     }
+}
+
+/// A broker mount with a directory store and nothing else.
+pub fn plain_mount(name: &str) -> (Scratch, MountCommand, Mount) {
+    let scratch = Scratch::new(name);
+    let store = scratch.file_store("store");
+    let command = MountCommand::broker(scratch.path(), &store);
+    let mount = command.start();
+    (scratch, command, mount)
 }

@@ -224,6 +224,8 @@ public final class Ledger {
         int[] latencies = new int[(int) Math.min(records, 20_000_000)];
         AtomicInteger done = new AtomicInteger();
         AtomicInteger measured = new AtomicInteger();
+        AtomicLong measuredBytes = new AtomicLong();
+        long measuredFrom = 0;
         AtomicLong failures = new AtomicLong();
         AtomicReference<Exception> firstFailure = new AtomicReference<>();
         long before = Arrays.stream(book.accounts).mapToLong(a -> a.valueBytes).sum();
@@ -238,6 +240,9 @@ public final class Ledger {
                 byte[] key = book.keys > 0 ? ByteBuffer.allocate(8).putLong(number % book.keys).array() : null;
                 long sent = System.nanoTime();
                 boolean timed = i >= unmeasured;
+                if (i == unmeasured) {
+                    measuredFrom = sent;
+                }
                 producer.send(new ProducerRecord<>(book.topic, partition, key, value), (meta, error) -> {
                     if (error != null) {
                         failures.incrementAndGet();
@@ -246,6 +251,9 @@ public final class Ledger {
                     }
                     account.add(number, meta.offset(), book.light ? 0 : crc32(value), value.length);
                     done.incrementAndGet();
+                    if (timed) {
+                        measuredBytes.addAndGet(value.length);
+                    }
                     int at = timed ? measured.getAndIncrement() : latencies.length;
                     if (at < latencies.length) {
                         latencies[at] = (int) ((System.nanoTime() - sent) / 1000);
@@ -264,7 +272,8 @@ public final class Ledger {
         } finally {
             producer.close(Duration.ofMillis(args.number("delivery-timeout-ms", 120_000) + 5_000));
         }
-        double seconds = (System.nanoTime() - start) / 1e9;
+        long end = System.nanoTime();
+        double seconds = (end - start) / 1e9;
         book.failed += failures.get();
         book.save(file);
         long bytes = Arrays.stream(book.accounts).mapToLong(a -> a.valueBytes).sum() - before;
@@ -272,7 +281,7 @@ public final class Ledger {
         Arrays.sort(latencies, 0, count);
         ObjectNode out = JSON.createObjectNode();
         out.put("acknowledged", done.get()).put("failed", failures.get()).put("bytes", bytes).put("seconds", seconds);
-        out.put("mb_per_s", bytes / 1e6 / seconds);
+        out.put("mb_per_s", measuredBytes.get() / 1e3 / ((end - measuredFrom) / 1e6));
         out.put("latency_p50_ms", percentile(latencies, count, 0.50)).put("latency_p99_ms", percentile(latencies, count, 0.99));
         out.put("latency_max_ms", percentile(latencies, count, 1.0));
         if (firstFailure.get() != null) {
@@ -379,8 +388,17 @@ public final class Ledger {
         }
     }
 
+    /** {@code --warm-up LEDGER}: another topic to read first, unmeasured, so that what is measured is compiled code. */
     static void consume(Args args) throws Exception {
-        Book book = Book.load(new File(args.text("ledger")));
+        String warmUp = args.text("warm-up", "");
+        if (!warmUp.isEmpty()) {
+            consume(args, warmUp);
+        }
+        System.out.println(consume(args, args.text("ledger")));
+    }
+
+    static ObjectNode consume(Args args, String ledger) throws Exception {
+        Book book = Book.load(new File(ledger));
         boolean light = args.flag("light");
         boolean trimmed = args.flag("allow-trimmed");
         long patienceNs = args.number("patience-s", 60) * 1_000_000_000L;
@@ -449,7 +467,7 @@ public final class Ledger {
             out.put("seconds", seconds).put("mb_per_s", bytes / 1e6 / seconds);
             out.put("first_record_ms", first / 1e6).put("longest_gap_ms", longestGap / 1e6);
         }
-        System.out.println(out);
+        return out;
     }
 
     /** What a reader of the records below some offsets must find: {@code --end PARTITION=OFFSET} for each. */
@@ -488,7 +506,7 @@ public final class Ledger {
                 config.put(pair.substring(0, at), pair.substring(at + 1));
             }
             if (args.flag("create")) {
-                NewTopic topic = new NewTopic(name, (int) args.number("partitions", 1), (short) 1).configs(config);
+                NewTopic topic = new NewTopic(name, (int) args.number("partitions", 1), (short) args.number("replication", 1)).configs(config);
                 admin.createTopics(List.of(topic)).all().get();
             } else if (args.flag("delete")) {
                 admin.deleteTopics(List.of(name)).all().get();
@@ -496,8 +514,17 @@ public final class Ledger {
                 Collection<AlterConfigOp> ops = new ArrayList<>();
                 config.forEach((k, v) -> ops.add(new AlterConfigOp(new ConfigEntry(k, v), AlterConfigOp.OpType.SET)));
                 admin.incrementalAlterConfigs(Map.of(new ConfigResource(ConfigResource.Type.TOPIC, name), ops)).all().get();
+            } else if (args.number("in-sync", 0) > 0) {
+                long wanted = args.number("in-sync", 0);
+                for (var part : admin.describeTopics(List.of(name)).allTopicNames().get().get(name).partitions()) {
+                    if (part.isr().size() < wanted) {
+                        System.out.println("partition " + part.partition() + " has " + part.isr().size());
+                        return;
+                    }
+                }
+                System.out.println("in sync");
             } else {
-                throw new Args.Usage("topic needs --create, --delete or --alter");
+                throw new Args.Usage("topic needs --create, --delete, --alter or --in-sync N");
             }
         }
     }

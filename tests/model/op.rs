@@ -139,6 +139,31 @@ pub enum Op {
         name: String,
         mode: u32,
     },
+    /// `fallocate`: 0 reserves, 1 reserves without growing, 2 punches a hole, 3 zeroes.
+    Allocate {
+        name: String,
+        how: u32,
+        at: u64,
+        len: u64,
+    },
+    /// Sets `user.model`, or removes it.
+    SetXattr {
+        name: String,
+        value: Option<Data>,
+    },
+    /// A second name; of a segment: refused on one side, so only for others.
+    Link {
+        from: String,
+        to: String,
+    },
+    Exchange {
+        from: String,
+        to: String,
+    },
+    /// Walks data and holes.
+    Holes {
+        name: String,
+    },
     /// Directory renamed, everything in it unlinked, directory removed; then a new topic of that name.
     DeletePartition {
         partition: u32,
@@ -267,7 +292,7 @@ fn propose(random: &mut Random, world: &World) -> Option<Op> {
 
 /// What a user or a tool may do beside the broker, also to cold files.
 fn propose_users(random: &mut Random, world: &World) -> Option<Op> {
-    Some(match random.below(24) {
+    Some(match random.below(33) {
         0..=3 => Op::Create {
             name: junk(random),
             exclusive: random.below(2) == 0,
@@ -313,6 +338,25 @@ fn propose_users(random: &mut Random, world: &World) -> Option<Op> {
             Op::Rename { from, to }
         }
         22 => Op::Rename { from: junk(random), to: closed_log(random, world)? },
+        23..=24 => {
+            let name = any_file(random, world)?;
+            let (at, len) = (random.below(200_000), 1 + random.below(50_000));
+            Op::Allocate { name, how: random.below(4) as u32, at, len }
+        }
+        25..=26 => {
+            let name = any_file(random, world)?;
+            let value = (random.below(3) > 0).then(|| data(random, 300));
+            Op::SetXattr { name, value }
+        }
+        27 => Op::Link { from: junk(random), to: junk(random) },
+        28 => Op::Exchange { from: junk(random), to: junk(random) },
+        29..=30 => Op::Holes { name: any_file(random, world)? },
+        31 => {
+            let name = closed_log(random, world)?;
+            let at = random.below(world.len_of(&name)) as usize;
+            // Unsynced, it would be lost with the daemon, as with a machine.
+            Op::MapWrite { name, at, data: data(random, 300), sync: true }
+        }
         _ => Op::Unlink { name: closed_log(random, world)? },
     })
 }

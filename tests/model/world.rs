@@ -7,10 +7,14 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, SeekFrom, XattrFlags};
+
 use super::op::Op;
 use crate::common::broker::CLUSTER_ID;
 use crate::common::logdir::{LogDir, PartitionLog};
 use crate::common::{archive, files};
+
+const XATTR: &str = "user.model";
 
 /// What an operation gives: bytes (possibly none) or an errno.
 pub type Outcome = Result<Vec<u8>, i32>;
@@ -155,12 +159,60 @@ impl World {
                 fs::set_permissions(self.root.join(name), fs::Permissions::from_mode(*mode))
                     .and(nothing)
             }
+            Op::Allocate { name, how, at, len } => {
+                self.allocate(name, *how, *at, *len).and(nothing)
+            }
+            Op::SetXattr { name, value } => {
+                let path = self.root.join(name);
+                match value {
+                    Some(value) => rustix::fs::lsetxattr(path, XATTR, value, XattrFlags::empty())?,
+                    None => rustix::fs::lremovexattr(path, XATTR)?,
+                }
+                nothing
+            }
+            Op::Link { from, to } => {
+                fs::hard_link(self.root.join(from), self.root.join(to)).and(nothing)
+            }
+            Op::Exchange { from, to } => {
+                let (from, to) = (self.root.join(from), self.root.join(to));
+                rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE)?;
+                nothing
+            }
+            Op::Holes { name } => self.check_holes(name).and(nothing),
             Op::DeletePartition { partition } => self.delete_partition(*partition),
             Op::Hold { .. } | Op::ReadHeld { .. } | Op::WriteHeld { .. } | Op::DropHeld { .. } => {
                 self.held_op(op)
             }
             Op::Settle | Op::Remount { .. } => unreachable!("not an operation on one side"),
         }
+    }
+
+    fn allocate(&self, name: &str, how: u32, at: u64, len: u64) -> io::Result<()> {
+        let keep = FallocateFlags::KEEP_SIZE;
+        let mode = [
+            FallocateFlags::empty(),
+            keep,
+            FallocateFlags::PUNCH_HOLE | keep,
+            FallocateFlags::ZERO_RANGE,
+        ];
+        Ok(rustix::fs::fallocate(self.open_rw(name)?, mode[how as usize], at, len)?)
+    }
+
+    /// Panics when what is said to be a hole has data in it: where holes are may differ, what they hide must not.
+    fn check_holes(&self, name: &str) -> io::Result<()> {
+        let file = File::open(self.root.join(name))?;
+        let size = file.metadata()?.len();
+        let mut at = 0;
+        while at < size {
+            let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+                Err(rustix::io::Errno::NXIO) => size,
+                other => other?,
+            };
+            let skipped = read_at(&file, at, (data - at) as usize)?;
+            assert!(skipped.iter().all(|b| *b == 0), "{name} has data in a hole at {at}");
+            at = if data < size { rustix::fs::seek(&file, SeekFrom::Hole(data))? } else { size };
+        }
+        Ok(())
     }
 
     fn held_op(&mut self, op: &Op) -> io::Result<Vec<u8>> {
@@ -277,35 +329,17 @@ pub fn batch_ends(log: &Path) -> Vec<(u64, i64)> {
     ends
 }
 
-/// Every name with its kind, mode, length and the checksum of its bytes.
+/// Every name with its kind, mode, length and the checksum of its bytes; of files their links and extended attribute, too.
 pub fn tree(root: &Path) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![root.to_owned()];
-    while let Some(dir) = open.pop() {
-        for name in files::names(&dir) {
-            let path = dir.join(&name);
-            let meta =
-                path.symlink_metadata().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-            let shown = path.strip_prefix(root).unwrap().display().to_string();
-            let mode = meta.mode() & 0o7777;
-            if meta.is_dir() {
-                found.insert(shown, format!("directory {mode:o}"));
-                open.push(path);
-            } else {
-                let bytes = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-                assert_eq!(
-                    bytes.len() as u64,
-                    meta.len(),
-                    "{shown} has another length than it says"
-                );
-                found.insert(
-                    shown,
-                    format!("file {mode:o} {} bytes {:08x}", meta.len(), crc32c::crc32c(&bytes)),
-                );
-            }
-        }
-    }
-    found
+    let more = |shown: &str, path: &Path, meta: &fs::Metadata| {
+        let mut value = [0; 1000];
+        let xattr = rustix::fs::lgetxattr(path, XATTR, &mut value[..]);
+        let xattr = xattr.map(|n| crc32c::crc32c(&value[..n]));
+        // A spool entry holds a link to a discarded segment's small files.
+        let links = if shown.contains("junk") { meta.nlink() } else { 1 };
+        format!(" {links} links {xattr:?}")
+    };
+    files::tree(root, more).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// What must not change when nobody writes: times, owners, links; and that a non-empty log has blocks.
