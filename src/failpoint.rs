@@ -123,6 +123,7 @@ pub const ALL: &[(&str, Kind)] = &[
     ("spool.remove.document", Disk),
     ("spool.remove.entry", Disk),
     ("spool.removed", Step),
+    ("spool.leftover", Disk),
     // What a mount makes of local disk.
     ("recover.begin", Disk),
     ("recover.leftover", Disk),
@@ -132,7 +133,6 @@ pub const ALL: &[(&str, Kind)] = &[
     ("recover.mirror", Disk),
     ("recover.stub.mend", Disk),
     ("recover.presume", Step),
-    ("recover.spool.void", Disk),
     ("recover.done", Step),
 ];
 

@@ -148,9 +148,14 @@ impl SpoolEntry {
     }
 }
 
-fn remove(entry: &Path) -> io::Result<()> {
+/// Removes what is in an entry's directory, its document last, and the directory. Gone already: done.
+pub fn remove(entry: &Path) -> io::Result<()> {
     let is_document = |path: &Path| path.ends_with(DOCUMENT) || path.ends_with(RELEASED);
-    for found in std::fs::read_dir(entry)? {
+    let inside = match std::fs::read_dir(entry) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        inside => inside?,
+    };
+    for found in inside {
         let path = found?.path();
         if !is_document(&path) {
             failpoint::disk("spool.remove.bytes")?;
@@ -167,38 +172,40 @@ fn remove(entry: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// All entries. One whose document cannot be believed is an error in the list, never skipped.
-pub fn list(spool: &Path) -> io::Result<Vec<Result<SpoolEntry, (PathBuf, String)>>> {
-    let mut entries = Vec::new();
+/// What is in the spool.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// One whose document cannot be believed is an error in the list, never skipped.
+    pub entries: Vec<Result<SpoolEntry, (PathBuf, String)>>,
+    /// What crashes left of entries that are nobody's any more.
+    pub leftovers: Vec<PathBuf>,
+}
+
+/// Reads all entries; changes nothing.
+pub fn list(spool: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
     for found in std::fs::read_dir(spool)? {
         let path = found?.path();
         if path.join(RELEASED).try_exists()? {
-            remove_rest(&path);
+            listing.leftovers.push(path);
             continue;
         }
         let id = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let read = std::fs::read(path.join(DOCUMENT));
-        entries.push(match read {
+        listing.entries.push(match read {
             Ok(bytes) => match envelope::decode::<SpoolDoc>(KIND, VERSION, &bytes) {
                 Ok(doc) => Ok(SpoolEntry { id, path, doc }),
                 Err(e) => Err((path, e.to_string())),
             },
             // Made but never filled, or emptied but not yet removed: nothing is in it.
             Err(e) if e.kind() == io::ErrorKind::NotFound && !path.join("segment.log").exists() => {
-                remove_rest(&path);
+                listing.leftovers.push(path);
                 continue;
             }
             Err(e) => Err((path, e.to_string())),
         });
     }
-    Ok(entries)
-}
-
-/// What a crash left. It is nobody's: that it cannot be removed keeps no other entry from being read.
-fn remove_rest(entry: &Path) {
-    if let Err(error) = remove(entry) {
-        tracing::warn!(entry = %entry.display(), %error, "what is left of a spool entry stays until the next mount");
-    }
+    Ok(listing)
 }
 
 #[cfg(test)]
@@ -241,9 +248,15 @@ mod tests {
             entry.release().unwrap();
             entry.release().unwrap();
         }
-        let found: Vec<String> =
-            list(spool.path()).unwrap().into_iter().map(|e| e.unwrap().id).collect();
+        let listing = list(spool.path()).unwrap();
+        let found: Vec<String> = listing.entries.into_iter().map(|e| e.unwrap().id).collect();
         assert_eq!(found, ["kept"]);
+        assert_eq!(listing.leftovers.len(), 2);
+        for left in &listing.leftovers {
+            remove(left).unwrap();
+            // Repeated, when a first try stopped half-way.
+            remove(left).unwrap();
+        }
         assert_eq!(std::fs::read_dir(spool.path()).unwrap().count(), 1);
     }
 }

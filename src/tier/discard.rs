@@ -151,9 +151,7 @@ impl Tier {
                 Ok(removed)
             }
             Err(error) => {
-                if let Err(e) = entry.remove() {
-                    tracing::warn!(entry = %entry.path.display(), error = %e, "an empty spool entry stays");
-                }
+                self.spool.abandon(entry.path);
                 self.give_up(dir, name, log, &error)
             }
         }

@@ -43,6 +43,8 @@ pub(super) struct Spool {
     dir: Option<PathBuf>,
     slots: Mutex<BTreeMap<String, Slot>>,
     damaged: Mutex<Vec<(PathBuf, String)>>,
+    /// Directories of entries that are nobody's any more: `sweep` removes them.
+    leftovers: Mutex<Vec<PathBuf>>,
     /// An empty directory made in good time: a rename into it needs no space on a full disk.
     reserve: Mutex<Option<String>>,
 }
@@ -59,24 +61,19 @@ pub(super) struct SpoolTotals {
 
 impl Spool {
     pub fn new(dir: Option<PathBuf>) -> Self {
-        Self { dir, slots: Mutex::default(), damaged: Mutex::default(), reserve: Mutex::default() }
+        let (slots, damaged, leftovers) = Default::default();
+        Self { dir, slots, damaged, leftovers, reserve: Mutex::default() }
     }
 
-    /// Reads the entries on disk. One whose file never left the log dir is void: Kafka unlinks it again.
-    /// One that cannot be removed keeps no other from being read; the first such error is the result.
+    /// Reads the entries on disk, and removes what crashes left there, as far as it can: `sweep` does the
+    /// rest. An entry whose file never left the log dir is void: Kafka unlinks it again.
     pub fn load(&self, catalog: &Catalog) -> io::Result<()> {
         let Some(dir) = &self.dir else { return Ok(()) };
-        let mut failed = Ok(());
-        for found in spool::list(dir)? {
+        let listing = spool::list(dir)?;
+        self.leftovers.lock().extend(listing.leftovers);
+        for found in listing.entries {
             match found {
-                Ok(entry) if is_void(&entry, catalog) => {
-                    let removed =
-                        failpoint::disk("recover.spool.void").and_then(|()| entry.remove());
-                    if let Err(error) = &removed {
-                        tracing::warn!(entry = %entry.path.display(), %error, "a void spool entry stays");
-                    }
-                    failed = failed.and(removed);
-                }
+                Ok(entry) if is_void(&entry, catalog) => self.abandon(entry.path),
                 Ok(entry) => self.insert(entry, None, false),
                 Err((path, why)) => {
                     tracing::error!(entry = %path.display(), %why, "a spool entry cannot be believed: kept");
@@ -84,7 +81,26 @@ impl Spool {
                 }
             }
         }
-        failed.and(self.make_reserve(dir))
+        self.remove_leftovers().and(self.make_reserve(dir))
+    }
+
+    /// This entry's directory is nobody's: `sweep` removes it.
+    pub fn abandon(&self, entry: PathBuf) {
+        self.leftovers.lock().push(entry);
+    }
+
+    /// One that cannot be removed stops no other; the first such error is the result.
+    fn remove_leftovers(&self) -> io::Result<()> {
+        let mut removed = Ok(());
+        let left = self.leftovers.lock().clone();
+        for entry in left {
+            let gone = failpoint::disk("spool.leftover").and_then(|()| spool::remove(&entry));
+            match gone {
+                Ok(()) => self.leftovers.lock().retain(|e| *e != entry),
+                Err(_) => removed = removed.and(gone),
+            }
+        }
+        removed
     }
 
     fn make_reserve(&self, dir: &Path) -> io::Result<()> {
@@ -235,7 +251,9 @@ impl Spool {
     pub fn is_dirty(&self) -> bool {
         let writable = |s: &Slot| s.dirty && !s.asking;
         self.dir.is_some()
-            && (self.slots.lock().values().any(writable) || self.reserve.lock().is_none())
+            && (self.slots.lock().values().any(writable)
+                || self.reserve.lock().is_none()
+                || !self.leftovers.lock().is_empty())
     }
 
     /// Writes what memory is ahead by, and removes entries that owe nothing any more. Blocking.
@@ -250,7 +268,7 @@ impl Spool {
         for entry in dirty {
             swept = swept.and(self.write_back(&entry));
         }
-        swept.and(self.make_reserve(dir))
+        swept.and(self.remove_leftovers()).and(self.make_reserve(dir))
     }
 
     fn write_back(&self, entry: &SpoolEntry) -> io::Result<()> {
