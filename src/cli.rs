@@ -6,10 +6,12 @@ mod archive_threads;
 mod args;
 mod background;
 mod broker;
+mod checkpoints;
 mod doctor;
 mod error;
 mod mountpoint;
 mod objects;
+mod priority;
 mod reader_mount;
 mod serve;
 mod status;
@@ -42,6 +44,7 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount(args),
         Command::Archive(args) => archive::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Checkpoints(args) => checkpoints::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };
     match done {

@@ -124,6 +124,10 @@ pub const ALL: &[(&str, Kind)] = &[
     ("spool.remove.entry", Disk),
     ("spool.removed", Step),
     ("spool.leftover", Disk),
+    // A version of Kafka's checkpoint files is kept.
+    ("versions.write", Disk),
+    ("versions.put", Store),
+    ("versions.remove", Disk),
     // What a mount makes of local disk.
     ("recover.begin", Disk),
     ("recover.leftover", Disk),

@@ -7,9 +7,11 @@ pub mod acl;
 pub mod datadir;
 pub mod deleted;
 pub mod durable;
+pub mod put_back;
 pub mod room;
 pub mod spool;
 pub mod stub;
+pub mod versions;
 pub mod xattrs;
 
 pub use datadir::{DataDir, DataDirError};

@@ -16,6 +16,7 @@ mod error;
 mod faults;
 mod identity;
 pub mod names;
+mod past_cache;
 mod probe;
 mod rate;
 mod stream;

@@ -35,6 +35,7 @@ mod status;
 mod tests;
 mod upload;
 mod verdict;
+mod versions;
 
 use std::collections::HashMap;
 use std::io;
@@ -52,6 +53,7 @@ pub use error::TierError;
 pub use once::{OnceProgress, OnceReport};
 pub use recover::RecoverReport;
 pub use status::{CountersStatus, Quarantined, SpoolStatus, TierStatus, TopicStatus, Totals};
+pub use versions::KeptCheckpoints;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
@@ -142,6 +144,8 @@ pub struct TierDeps {
     pub manifest: ManifestLog,
     /// `spool/` of the data directory; `None` with a stock log dir.
     pub spool: Option<PathBuf>,
+    /// `checkpoints/` of the data directory; `None`: no versions of Kafka's checkpoint files are kept.
+    pub versions: Option<PathBuf>,
     /// The data directory's disk; `None`: its space is nobody's concern.
     pub room: Option<Arc<Room>>,
     /// The time.
@@ -208,6 +212,7 @@ pub struct Tier {
     holds: holds::Holds,
     fates: Mutex<HashMap<u64, fate::FateNote>>,
     spool: spool::Spool,
+    versions: versions::Versions,
     room: Option<Arc<Room>>,
     sizes: sizes::Sizes,
     /// When each closed segment was first seen closed, by file, milliseconds; 0: before this process.
@@ -244,6 +249,7 @@ impl Tier {
             identity: identity::Identity::new(deps.store_id, deps.on_identity),
             chains: chains::Chains::new(deps.manifest),
             spool: spool::Spool::new(deps.spool),
+            versions: versions::Versions::new(deps.versions),
             room: deps.room,
             config,
             catalog: deps.catalog,

@@ -48,6 +48,7 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
         store: store.clone(),
         manifest: ManifestLog::new(Some(store), None),
         spool: None,
+        versions: None,
         room: None,
         clock: Clock::system(),
         store_id: None,

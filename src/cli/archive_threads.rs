@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, setpriority_process};
+use rustix::process::Pid;
 use tokio::runtime::Runtime;
 
-use super::CliError;
+use super::{CliError, priority};
 
 /// Threads that wait for the store while archiving.
 const WORKERS: usize = 2;
@@ -19,7 +19,7 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// While archiving keeps up: next to nothing of a core that somebody else wants.
 const NICE_KEEPING_UP: i32 = 19;
 /// While it is behind.
-const NICE_BEHIND: i32 = 0;
+const NICE_BEHIND: i32 = priority::NORMAL;
 /// For a user who may lower a priority and never raise it again: a tenth of a core that is wanted.
 const NICE_FIXED: i32 = 10;
 
@@ -33,7 +33,7 @@ pub struct ArchiveThreads {
 impl ArchiveThreads {
     /// A runtime of such threads.
     pub fn runtime() -> Result<(Runtime, Arc<Self>), CliError> {
-        let adjustable = rustix::process::geteuid().is_root();
+        let adjustable = priority::is_adjustable();
         let nice = AtomicI32::new(if adjustable { NICE_KEEPING_UP } else { NICE_FIXED });
         let all = Arc::new(Self { adjustable, nice, threads: Mutex::default() });
         let (starts, stops) = (all.clone(), all.clone());
@@ -52,7 +52,7 @@ impl ArchiveThreads {
     fn started(&self, thread: Pid) {
         let mut threads = self.threads.lock();
         threads.push(thread);
-        set_nice(thread, self.nice.load(Ordering::Acquire));
+        priority::set(thread, self.nice.load(Ordering::Acquire));
     }
 
     fn stopped(&self, thread: Pid) {
@@ -70,13 +70,7 @@ impl ArchiveThreads {
             return;
         }
         tracing::debug!(behind, nice, "archiving changes its pace");
-        threads.iter().for_each(|thread| set_nice(*thread, nice));
-    }
-}
-
-fn set_nice(thread: Pid, nice: i32) {
-    if let Err(error) = setpriority_process(Some(thread), nice) {
-        tracing::debug!(%error, nice, "an archive thread keeps its priority");
+        threads.iter().for_each(|thread| priority::set(*thread, nice));
     }
 }
 

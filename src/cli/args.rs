@@ -25,6 +25,8 @@ pub enum Command {
     Archive(ArchiveArgs),
     /// Show what is hot, archived, cold and pending
     Status(StatusArgs),
+    /// Versions of Kafka's checkpoint files: list them, put one back into a log dir
+    Checkpoints(CheckpointsArgs),
     /// Check that reads around the tail of a file being appended to are right on this kernel
     Doctor(DoctorArgs),
 }
@@ -159,6 +161,53 @@ pub struct DoctorArgs {
     /// Readers around the tail
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub readers: u16,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `everlog checkpoints`
+#[derive(Debug, Args)]
+pub struct CheckpointsArgs {
+    /// What to do
+    #[command(subcommand)]
+    pub command: CheckpointsCommand,
+}
+
+/// What to do with versions.
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsCommand {
+    /// Show which versions there are, oldest first
+    List(VersionsFrom),
+    /// Put a version back into a log dir whose broker is down
+    PutBack {
+        /// Where the versions are
+        #[command(flatten)]
+        from: VersionsFrom,
+        /// The log dir: a mount point, or a stock broker's log dir
+        #[arg(long, value_name = "LOGDIR")]
+        to: PathBuf,
+        /// Which version, by number or time as listed; default: the newest
+        #[arg(long = "version", value_name = "VERSION")]
+        taken: Option<String>,
+        /// Only this file; may be given several times. Default: all four checkpoints of offsets
+        #[arg(long, value_name = "NAME")]
+        file: Vec<String>,
+    },
+}
+
+/// Where versions are kept.
+#[derive(Debug, Args, Clone)]
+pub struct VersionsFrom {
+    /// A data directory, mounted or not
+    #[arg(long, value_name = "DIR", required_unless_present = "store")]
+    pub data: Option<PathBuf>,
+    /// An object store
+    #[arg(long, value_name = "URL", conflicts_with = "data")]
+    pub store: Option<String>,
+    /// Of a store's versions, only those of this broker
+    #[arg(long, value_name = "ID", requires = "store")]
+    pub node: Option<i32>,
     /// As JSON
     #[arg(long)]
     pub json: bool,

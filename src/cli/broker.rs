@@ -191,6 +191,7 @@ fn build(
         store: archive_store,
         manifest,
         spool: Some(data.spool()),
+        versions: Some(data.checkpoints()),
         room: Some(room),
         clock: clock.clone(),
         store_id: data.identity()?.and_then(|i| i.store_id),

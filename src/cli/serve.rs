@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::runtime::Runtime;
 
 use super::args::MountArgs;
-use super::{CliError, background, mountpoint};
+use super::{CliError, background, mountpoint, priority};
 use crate::fuse::{FuseConfig, Session};
 use crate::vfs::Vfs;
 
@@ -65,6 +65,7 @@ pub fn runtime() -> Result<Runtime, CliError> {
         .worker_threads(4)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name("everlog-io")
+        .on_thread_start(|| priority::set_own(priority::NORMAL))
         .enable_all()
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
@@ -76,6 +77,7 @@ fn sync_runtime() -> Result<Runtime, CliError> {
         .worker_threads(1)
         .max_blocking_threads(SYNC_THREADS_MAX)
         .thread_name("everlog-sync")
+        .on_thread_start(|| priority::set_own(priority::NORMAL))
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
 }
@@ -102,6 +104,8 @@ pub fn serve(
         background::ready(log)
             .map_err(|e| CliError::failed(format!("cannot go to the background: {e}")))?;
     }
+    // The threads that it starts have it from this one.
+    priority::set_own(priority::SERVING);
     session.serve().map_err(|e| CliError::failed(format!("the mount ended with an error: {e}")))?;
     tracing::info!("unmounted");
     Ok(())

@@ -73,6 +73,12 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// Where a data directory keeps versions of Kafka's checkpoint files.
+#[must_use]
+pub fn checkpoints_in(data: &Path) -> PathBuf {
+    data.join("checkpoints")
+}
+
 impl DataDirError {
     /// Whether all that is wrong is that the disk is full.
     #[must_use]
@@ -192,6 +198,12 @@ impl DataDir {
     #[must_use]
     pub fn spool(&self) -> PathBuf {
         self.root.join("spool")
+    }
+
+    /// Versions of Kafka's checkpoint files.
+    #[must_use]
+    pub fn checkpoints(&self) -> PathBuf {
+        checkpoints_in(&self.root)
     }
 
     /// The local copy of the manifests.

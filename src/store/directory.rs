@@ -35,6 +35,11 @@ impl Directory {
         Self { root, identity_seen, synced: Mutex::default() }
     }
 
+    /// Where it is.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// From now on the identity's absence means that the disk is.
     pub(super) fn identity_seen(&self) {
         self.identity_seen.store(true, Ordering::Release);

@@ -9,6 +9,9 @@ use crate::types::{ChainId, ObjectKey, TopicPartition, UploadId};
 /// The directory of the chain markers: one listing of it is the namespace.
 pub const CHAINS_PREFIX: &str = "chains";
 
+/// The directory of what belongs to brokers rather than to topics.
+pub const BROKERS_PREFIX: &str = "brokers";
+
 /// The name of the hint inside a manifest directory.
 pub const HEAD_NAME: &str = "head";
 
@@ -132,6 +135,30 @@ impl std::str::FromStr for ManifestName {
     }
 }
 
+/// All versions of the checkpoint files of one log dir of a broker.
+#[must_use]
+pub fn checkpoints_prefix(node_id: i32, log_dir_id: &str) -> String {
+    format!("{BROKERS_PREFIX}/{node_id}/{log_dir_id}")
+}
+
+/// One version of Kafka's checkpoint files. The time is when it was taken.
+#[must_use]
+pub fn checkpoints_key(node_id: i32, log_dir_id: &str, taken_ms: u64) -> ObjectKey {
+    let dir = checkpoints_prefix(node_id, log_dir_id);
+    ObjectKey(format!("{dir}/{taken_ms:013}.checkpoints"))
+}
+
+/// Node, log dir and time, from the key of a version of checkpoint files.
+#[must_use]
+pub fn parse_checkpoints(key: &ObjectKey) -> Option<(i32, String, u64)> {
+    let name = key.as_str().strip_prefix(BROKERS_PREFIX)?.strip_prefix('/')?;
+    let mut parts = name.split('/');
+    let (node, log_dir, file) = (parts.next()?, parts.next()?, parts.next()?);
+    let time = file.strip_suffix(".checkpoints").filter(|t| t.len() == 13)?;
+    let found = (node.parse().ok()?, log_dir.to_owned(), digits(time)?);
+    (parts.next().is_none() && checkpoints_key(found.0, &found.1, found.2) == *key).then_some(found)
+}
+
 /// What the probe writes and deletes.
 #[must_use]
 pub fn probe_key(random: u64) -> ObjectKey {
@@ -177,6 +204,21 @@ mod tests {
         assert_eq!(parse_chain_marker(&chain_marker_key(&id, 7)), Some((id, 7)));
         for bad in ["chains/a-1/x~0000000000007", "other/a", "chains/a-1", "chains/a/b/c~d"] {
             assert_eq!(parse_chain_marker(&ObjectKey(bad.into())), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn versions_of_checkpoints_read_back_what_was_written() {
+        let key = checkpoints_key(7, "00000000000000ab", 1_700_000_000_000);
+        assert_eq!(key.as_str(), "brokers/7/00000000000000ab/1700000000000.checkpoints");
+        assert_eq!(
+            parse_checkpoints(&key),
+            Some((7, "00000000000000ab".into(), 1_700_000_000_000))
+        );
+        for bad in
+            ["brokers/7/a/1.checkpoints", "brokers/07/a/1700000000000.checkpoints", "brokers/7/a"]
+        {
+            assert_eq!(parse_checkpoints(&ObjectKey(bad.into())), None, "{bad}");
         }
     }
 

@@ -15,7 +15,9 @@ use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 use crate::types::ObjectKey;
 
 use super::client::{Store, map};
+use super::directory::blocking;
 use super::error::{Op, StoreError, StoreErrorKind};
+use super::past_cache::Staged;
 use super::rate::RateLimiter;
 use super::stream::read_at;
 
@@ -35,6 +37,9 @@ impl Store {
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
         let length = range.end.saturating_sub(range.start);
+        if self.directory().is_some() {
+            return self.copy_file(key, file, range, rate).await;
+        }
         if length <= SINGLE_PUT_BYTES_MAX {
             rate.acquire(length).await;
             let bytes = part(key, file, range.start, length).await?;
@@ -57,6 +62,45 @@ impl Store {
             }
         }
         result
+    }
+
+    /// Into a store that is a directory.
+    async fn copy_file(
+        &self,
+        key: &ObjectKey,
+        file: &Arc<File>,
+        range: Range<u64>,
+        rate: &RateLimiter,
+    ) -> Result<(), StoreError> {
+        let Some(root) = self.directory().map(|d| d.root().to_owned()) else { return Ok(()) };
+        let name = key.as_str().to_owned();
+        let begin = || blocking(move || Staged::begin(&root, &name));
+        let mut staged = self
+            .run(Op::Put, key, 0, async { begin().await.map_err(|e| not_copied(key, &e)) })
+            .await?;
+        let mut offset = range.start;
+        while offset < range.end {
+            let size = PART_BYTES.min(range.end - offset);
+            rate.acquire(size).await;
+            let from = Arc::clone(file);
+            let copy = move || {
+                staged.append(&from, offset..offset + size)?;
+                Ok(staged)
+            };
+            staged = self
+                .run(Op::Put, key, size, async {
+                    blocking(copy).await.map_err(|e| not_copied(key, &e))
+                })
+                .await?;
+            self.counters().bytes_up.add(size);
+            offset += size;
+        }
+        let length = range.end.saturating_sub(range.start);
+        self.run(Op::Put, key, length, async {
+            blocking(move || staged.finish()).await.map_err(|e| not_copied(key, &e))?;
+            self.synced(key).await
+        })
+        .await
     }
 
     async fn send_parts(
@@ -99,6 +143,15 @@ impl Store {
         upload.0 = None;
         Ok(())
     }
+}
+
+fn not_copied(key: &ObjectKey, error: &std::io::Error) -> StoreError {
+    let kind = match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => StoreErrorKind::Short,
+        std::io::ErrorKind::PermissionDenied => StoreErrorKind::Denied,
+        _ => StoreErrorKind::Unavailable,
+    };
+    StoreError::new(kind, Op::Put, key.as_str(), &error.to_string())
 }
 
 async fn part(

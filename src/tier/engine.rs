@@ -51,6 +51,8 @@ enum End {
     },
     Evicted(std::io::Result<u64>),
     Swept(std::io::Result<()>),
+    /// A version of Kafka's checkpoints; how it went stands in the status.
+    Kept,
     /// Files by id and name, with the reason where it failed.
     Hydrated(Vec<(u64, Option<String>)>),
 }
@@ -73,6 +75,7 @@ struct Engine {
     evicting: bool,
     sweeping: bool,
     hydrating: bool,
+    keeping: bool,
     failing: Failing,
     sweep_pause: Backoffs<()>,
     hydrate_pauses: Backoffs<u64>,
@@ -117,6 +120,10 @@ impl Tier {
         if tokio::time::timeout(STOP_WAIT, engine.work.shutdown()).await.is_err() {
             tracing::warn!("work on local disk takes long to stop and is left behind");
         }
+        // As the broker left them.
+        if let Err(error) = self.keep_version() {
+            tracing::warn!(%error, "no version of Kafka's checkpoints is kept");
+        }
     }
 }
 
@@ -131,6 +138,7 @@ impl Engine {
             evicting: false,
             sweeping: false,
             hydrating: false,
+            keeping: false,
             failing: Failing::default(),
             sweep_pause: Backoffs::new(SWEEP_BACKOFF_MIN_MS, SWEEP_BACKOFF_MAX_MS),
             hydrate_pauses: Backoffs::new(HYDRATE_EVERY_MS, HYDRATE_BACKOFF_MAX_MS),
@@ -150,6 +158,19 @@ impl Engine {
         self.start_sweep(now_ms);
         self.start_eviction(now_ms);
         self.start_hydration(now_ms);
+        self.start_keeping(now_ms);
+    }
+
+    fn start_keeping(&mut self, now_ms: u64) {
+        if self.keeping || !self.tier.versions.is_due(now_ms) {
+            return;
+        }
+        self.keeping = true;
+        let tier = self.tier.clone();
+        self.work.spawn(async move {
+            tier.keep_versions().await;
+            End::Kept
+        });
     }
 
     fn collect_changed(&mut self, now_ms: u64) {
@@ -349,6 +370,7 @@ impl Engine {
                 }
                 self.local_work_ended("spool", result, now_ms);
             }
+            Ok(End::Kept) => self.keeping = false,
             Ok(End::Hydrated(ends)) => {
                 self.hydrating = false;
                 self.hydrated(ends, now_ms);
@@ -356,6 +378,7 @@ impl Engine {
             Err(error) => {
                 // Only work that runs off the runtime can end so, and only by a defect.
                 (self.evicting, self.sweeping, self.hydrating) = (false, false, false);
+                self.keeping = false;
                 self.complain(now_ms, format!("a defect of Everlog stopped a task: {error}"));
             }
         }

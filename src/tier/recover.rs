@@ -49,6 +49,7 @@ impl Tier {
         if self.config.on_discard.is_none() {
             self.spool.release_listeners();
         }
+        report.problems.extend(self.missing_checkpoints());
         failpoint::step("recover.done");
         for problem in &report.problems {
             tracing::error!(%problem, "at start");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::Tier;
 use super::holds::{HoldKind, SourceId};
 use super::plan::Place;
+use super::versions::KeptCheckpoints;
 use crate::catalog::{Content, LogFile, PartitionDir};
 use crate::kafka::names::DirKind;
 use crate::local::Space;
@@ -142,6 +143,8 @@ pub struct TierStatus {
     pub counters: CountersStatus,
     /// The newest failure that still stands.
     pub last_error: Option<ErrorNote>,
+    /// Versions of Kafka's checkpoint files.
+    pub checkpoints: KeptCheckpoints,
     /// Space on the data directory's disk; null where nobody watches it.
     pub disk: Option<Space>,
 }
@@ -217,6 +220,7 @@ impl Tier {
             broken,
             counters: self.counters_status(),
             last_error: self.last_error.get(),
+            checkpoints: self.versions.status(),
             disk: self.space(),
         }
     }

@@ -35,6 +35,7 @@ pub fn data_directory(data: &Path, model: &Path, spooled: usize) -> Vec<String> 
         "cache",
         "spool",
         "manifest",
+        "checkpoints",
         "ballast",
     ];
     odd.extend(names(data).into_iter().filter(|n| !known.contains(&n.as_str())));
@@ -51,6 +52,11 @@ pub fn data_directory(data: &Path, model: &Path, spooled: usize) -> Vec<String> 
     }
     cache(&data.join("cache"), &mut odd);
     spool(&data.join("spool"), spooled, &mut odd);
+    for version in files_under(&data.join("checkpoints")) {
+        if name(&version).len() != 13 {
+            odd.push(format!("checkpoints: {}", version.display()));
+        }
+    }
     for file in files_under(&data.join("manifest")) {
         let stem = name(&file);
         if stem.len() < 20 || !stem.bytes().take(20).all(|b| b.is_ascii_digit()) {

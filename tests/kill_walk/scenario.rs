@@ -290,6 +290,14 @@ fn leave_everything(data: &Path, plain: &Path) {
     fs::create_dir_all(&entry).unwrap();
     fs::write(entry.join("segment.json"), void_entry()).unwrap();
     fs::create_dir_all(data.join("spool/1123456789abcdef0123456789abcdef")).unwrap();
+    // A month of versions of Kafka's checkpoints: most of them give way to the next one.
+    let newest = files::files_under(&data.join("checkpoints")).pop().unwrap();
+    for day in 0..45u64 {
+        copy(
+            &newest,
+            &newest.with_file_name(format!("{:013}", 1_700_000_000_000 + day * 86_400_000)),
+        );
+    }
     let released = data.join("spool/2123456789abcdef0123456789abcdef");
     fs::create_dir_all(&released).unwrap();
     fs::write(released.join("segment.log"), "bytes").unwrap();
@@ -316,7 +324,7 @@ fn recover() -> Scenario {
         setup_args: args(&ALL_GOES),
         prepare: Some(leave_everything),
         steps: together(vec![committed(&[&p]), meanwhile(Meanwhile::Cold(3))]),
-        claims: &["recover."],
+        claims: &["recover.", "versions."],
         ..Scenario::of("recover", &p, 3).all_goes(&p)
     }
 }

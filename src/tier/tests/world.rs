@@ -136,6 +136,7 @@ impl World {
             store: store.clone(),
             manifest: ManifestLog::new(Some(store.clone()), mirror),
             spool: mounted.then(|| self.data().join("spool")),
+            versions: None,
             room: None,
             clock: Clock::from_fn(now),
             store_id: self.store_id.clone(),
