@@ -73,7 +73,7 @@ impl Spool {
         self.leftovers.lock().extend(listing.leftovers);
         for found in listing.entries {
             match found {
-                Ok(entry) if is_void(&entry, catalog) => self.abandon(entry.path),
+                Ok(entry) if is_void(&entry, catalog) => self.leftovers.lock().push(entry.path),
                 Ok(entry) => self.insert(entry, None, false),
                 Err((path, why)) => {
                     tracing::error!(entry = %path.display(), %why, "a spool entry cannot be believed: kept");
@@ -84,9 +84,12 @@ impl Spool {
         self.remove_leftovers().and(self.make_reserve(dir))
     }
 
-    /// This entry's directory is nobody's: `sweep` removes it.
+    /// This entry's directory is nobody's: it goes now, or `sweep` tries again.
     pub fn abandon(&self, entry: PathBuf) {
-        self.leftovers.lock().push(entry);
+        if let Err(error) = spool::remove(&entry) {
+            tracing::warn!(entry = %entry.display(), %error, "what is left of a spool entry is removed later");
+            self.leftovers.lock().push(entry);
+        }
     }
 
     /// One that cannot be removed stops no other; the first such error is the result.

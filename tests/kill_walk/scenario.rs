@@ -290,13 +290,12 @@ fn leave_everything(data: &Path, plain: &Path) {
     fs::create_dir_all(&entry).unwrap();
     fs::write(entry.join("segment.json"), void_entry()).unwrap();
     fs::create_dir_all(data.join("spool/1123456789abcdef0123456789abcdef")).unwrap();
-    // A month of versions of Kafka's checkpoints: most of them give way to the next one.
-    let newest = files::files_under(&data.join("checkpoints")).pop().unwrap();
+    // Versions of Kafka's checkpoints of more than a month, none of which can be believed: they give way to the next one.
+    let versions = data.join("checkpoints");
+    files::files_under(&versions).iter().for_each(|version| fs::remove_file(version).unwrap());
     for day in 0..45u64 {
-        copy(
-            &newest,
-            &newest.with_file_name(format!("{:013}", 1_700_000_000_000 + day * 86_400_000)),
-        );
+        let taken_ms = 1_700_000_000_000 + day * 86_400_000;
+        fs::write(versions.join(format!("{taken_ms:013}")), "damaged").unwrap();
     }
     let released = data.join("spool/2123456789abcdef0123456789abcdef");
     fs::create_dir_all(&released).unwrap();

@@ -1,6 +1,7 @@
 //! One file, entry or answer that goes wrong stops no other, and nothing is released on a presumption.
 
 use std::fs;
+use std::path::Path;
 
 use super::world::{Mount, World, log_bytes, name, stub_path};
 use crate::catalog::Content;
@@ -203,5 +204,14 @@ fn a_spool_entry_that_cannot_be_removed_hides_no_other() {
     let mount = world.mount();
     assert!(mount.report.problems.iter().any(|p| p.starts_with("spool")), "{:?}", mount.report);
     assert_eq!(mount.tier.status().spool.waiting_for_listener, 20);
-    assert!(!mount.tier.spool.is_dirty(), "the reserve is made all the same");
+    let is_empty = |path: &Path| fs::read_dir(path).unwrap().next().is_none();
+    let reserves =
+        fs::read_dir(&spool_dir).unwrap().filter(|e| is_empty(&e.as_ref().unwrap().path()));
+    assert_eq!(reserves.count(), 1, "the reserve is made all the same");
+    // It is tried again, until it can be removed.
+    mount.tier.spool.sweep().unwrap_err();
+    assert!(mount.tier.spool.is_dirty());
+    fs::remove_dir_all(void.path.join("x")).unwrap();
+    mount.tier.spool.sweep().unwrap();
+    assert!(!mount.tier.spool.is_dirty() && !void.path.exists());
 }
