@@ -63,7 +63,7 @@ fn readable(name: &str, bytes: Vec<u8>) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|e| e.to_string())
 }
 
-/// Why a file of a log dir is of no use, in words; `Ok(None)`: it is not there.
+/// Why a file of a log dir is of no use, in words; `Ok(None)`: it is not there, or empty, as Kafka makes it.
 pub fn read_file(log_dir: &Path, name: &str) -> Result<Option<String>, String> {
     let path = log_dir.join(name);
     let size = match std::fs::metadata(&path) {
@@ -75,6 +75,7 @@ pub fn read_file(log_dir: &Path, name: &str) -> Result<Option<String>, String> {
         return Err(format!("{size} bytes, at most {FILE_BYTES_MAX} are read"));
     }
     match std::fs::read(&path) {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
         Ok(bytes) => readable(name, bytes).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.to_string()),
@@ -82,7 +83,8 @@ pub fn read_file(log_dir: &Path, name: &str) -> Result<Option<String>, String> {
 }
 
 impl Version {
-    /// Of a log dir as it stands. `None`: there is no checkpoint of offsets to keep. What cannot be read is left out.
+    /// Of a log dir as it stands; other files than the recovery points that cannot be read are left out. `None`: without
+    /// recovery points, which a log dir has lost or does not have yet, it is nothing to go back to.
     #[must_use]
     pub fn take(log_dir: &Path, taken_ms: u64, log_dir_id: &str) -> Option<Self> {
         let mut files = BTreeMap::new();
@@ -99,7 +101,7 @@ impl Version {
                 ),
             }
         }
-        if files.keys().all(|name| name == names::META_PROPERTIES) {
+        if !files.contains_key(names::RECOVERY_POINT) {
             return None;
         }
         let meta = files.get(names::META_PROPERTIES);

@@ -19,6 +19,8 @@ use crate::local::versions::{self, Version};
 use crate::store::{Op, fail_point, names};
 
 const KEEP_EVERY_MS: u64 = 60_000;
+/// As long as there is no version at all.
+const FIRST_EVERY_MS: u64 = 2_000;
 const UPLOAD_EVERY_MS: u64 = 600_000;
 /// More than thinned-out versions ever are.
 const LISTED_MAX: usize = 10_000;
@@ -62,7 +64,9 @@ impl Versions {
 
     /// Whether it is time to look again.
     pub fn is_due(&self, now_ms: u64) -> bool {
-        self.dir.is_some() && now_ms.saturating_sub(self.state.lock().kept_at_ms) >= KEEP_EVERY_MS
+        let state = self.state.lock();
+        let pause_ms = if state.newest.is_some() { KEEP_EVERY_MS } else { FIRST_EVERY_MS };
+        self.dir.is_some() && now_ms.saturating_sub(state.kept_at_ms) >= pause_ms
     }
 
     pub fn status(&self) -> KeptCheckpoints {
@@ -206,12 +210,9 @@ impl Tier {
         }
         let newest = self.versions.state.lock().newest.clone()?;
         let name = kafka_names::RECOVERY_POINT;
-        if !newest.files.contains_key(name) {
-            return None;
-        }
         let what = match versions::read_file(self.catalog.hot(), name) {
             Ok(Some(_)) => return None,
-            Ok(None) => "is missing".to_owned(),
+            Ok(None) => "is missing or empty".to_owned(),
             Err(why) => format!("cannot be read ({why})"),
         };
         Some(format!(
