@@ -92,7 +92,9 @@ pub const ALL: &[(&str, Kind)] = &[
     ("cold.rename.over", Disk),
     ("cold.rename", Disk),
     ("cold.unlink", Disk),
+    ("cold.unlink.sync", Disk),
     ("cold.unlink.overlay", Disk),
+    ("replaced.sync", Disk),
     ("replaced.stub", Disk),
     ("replaced.overlay", Disk),
     // It becomes whole again.
@@ -120,6 +122,7 @@ pub const ALL: &[(&str, Kind)] = &[
     ("spool.release", Disk),
     ("spool.release.sync", Disk),
     ("spool.remove.bytes", Disk),
+    ("spool.remove.sync", Disk),
     ("spool.remove.document", Disk),
     ("spool.remove.entry", Disk),
     ("spool.removed", Step),

@@ -195,7 +195,8 @@ impl Tier {
         };
         let first = stub.filter(|_| !owed.archive).and_then(|s| s.extents.first().cloned());
         Ok(SpoolDoc {
-            end_offset: owed.end_offset.or_else(archived_end),
+            // The neighbour that told the other one may be behind a gap that a power loss left.
+            end_offset: archived_end().or(owed.end_offset),
             tp: chain.tp.clone(),
             topic_id: chain.topic_id.clone(),
             base_offset: parsed.base_offset,
