@@ -121,6 +121,7 @@ fn archive() -> Scenario {
         claims: &[
             "hot.",
             "log.",
+            "datadir.",
             "identity.",
             "archive.",
             "commit.",
