@@ -35,6 +35,7 @@ struct Mounted<'a> {
     /// At the end of the story.
     whole: Promise,
     cut: usize,
+    rules: Rules,
     /// Discarded segments that nobody had synced, of which something is missing: they wait in the spool for a person.
     torn: usize,
     dir: PathBuf,
@@ -54,6 +55,7 @@ pub fn lose_power(take: &Take, loss: &Loss, dir: &Path) {
         promise: Promise::at(&take.course, loss.cut, loss.rules),
         whole: Promise::at(&take.course, usize::MAX, loss.rules),
         cut: loss.cut,
+        rules: loss.rules,
         torn: 0,
         dir: dir.to_owned(),
     };
@@ -205,7 +207,9 @@ impl Mounted<'_> {
             };
             let tp = dir.split('.').next().unwrap();
             let lost = || !self.promise.of_discarded(tp, base, bytes).is_ok_and(|all| all);
-            target.get(*name).is_none() && lost()
+            // Or retention's renames survived out of order, which Kafka's own log does not survive either.
+            let is_back = self.rules == Rules::Strict && own.ends_with(".log");
+            target.get(*name).is_none() && (is_back || lost())
         });
         torn.count()
     }
@@ -226,7 +230,10 @@ impl Mounted<'_> {
                 (partition, event["base_offset"].as_i64().unwrap())
             })
             .collect();
-        assert_eq!(self.promise.discarded(), asked);
+        let discarded = self.promise.discarded();
+        assert!(asked.is_subset(&discarded), "{asked:?} of {discarded:?}");
+        // About what waits in the spool nobody is asked yet.
+        assert!(asked.len() + self.torn >= discarded.len(), "{asked:?} of {discarded:?}");
     }
 
     /// Law 3: where bytes were released, the local copy of the manifest names what holds them.
