@@ -3,10 +3,6 @@
 
 mod common;
 
-#[path = "kill_walk/step.rs"]
-#[expect(dead_code, reason = "the walk uses all of it")]
-mod step;
-
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
@@ -16,9 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use common::archive::log_objects;
 use common::broker::CLUSTER_ID;
+use common::step::{Partition, Step, committed, tree};
 use common::{Mount, MountCommand, Scratch, files, fsck, unless, wait_until};
 use rustix::io::Errno;
-use step::{Partition, Step, committed, tree};
 
 const MIB: u64 = 1 << 20;
 const DISK_BYTES: u64 = 48 * MIB;

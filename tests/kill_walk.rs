@@ -12,55 +12,19 @@ mod disk;
 mod run;
 #[path = "kill_walk/scenario.rs"]
 mod scenario;
-#[path = "kill_walk/step.rs"]
-mod step;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use common::Scratch;
+use common::workers::{each, said, seed};
+use common::{Scratch, shim};
 use disk::Shim;
 use everlog::failpoint::{ALL, Kind};
 use run::{Failure, Place};
 use scenario::Scenario;
-
-/// Runs at the same time: most of their time is waiting for the next tick.
-const WORKERS: usize = 8;
-
-/// A seed, when the walk shall be a long one.
-fn seed() -> Option<u64> {
-    std::env::var("EVERLOG_WALK_SEED").ok().and_then(|v| v.parse().ok())
-}
-
-/// Does `work` for each item, several at a time; the words of those that failed.
-fn each<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<(), String> + Sync) -> Vec<String> {
-    let (items, failed) = (Mutex::new(VecDeque::from(items)), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..WORKERS {
-            scope.spawn(|| {
-                loop {
-                    let Some(item) = items.lock().unwrap().pop_front() else { return };
-                    if let Err(words) = work(item) {
-                        failed.lock().unwrap().push(words);
-                    }
-                }
-            });
-        }
-    });
-    failed.into_inner().unwrap()
-}
-
-/// The words of a panic, if there is one.
-fn said(work: impl FnOnce()) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).unwrap_or_default()
-    })
-}
 
 /// A scenario with its setup done.
 struct Prepared {
@@ -223,7 +187,7 @@ fn killed_or_refused_at_every_step_it_loses_nothing_and_leaves_nothing() {
 fn whichever_call_to_local_disk_fails_nothing_is_lost() {
     let began = Instant::now();
     let scratch = Scratch::new("walk-disk");
-    let library = Shim::build(&scratch);
+    let library = shim::build(&scratch, "diskfault");
     let prepared = Prepared::all(&scratch);
     let counts = Mutex::new(BTreeMap::new());
     let failed = each(prepared.iter().collect(), |p: &Prepared| {

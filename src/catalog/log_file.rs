@@ -531,9 +531,14 @@ impl LogFile {
                 failpoint::disk("cold.unlink")?;
                 std::fs::remove_file(stub::path_of(&path))?;
                 // The name is gone; what nobody names any more goes at the next mount at the latest.
-                let removed = failpoint::disk("cold.unlink.overlay")
-                    .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
-                note_leftover(&path, removed);
+                if stub.overlay.is_some() {
+                    // A power loss could bring the stub back, and without its overlay it is broken.
+                    let removed = failpoint::disk("cold.unlink.sync")
+                        .and_then(|()| s.sync_names())
+                        .and_then(|()| failpoint::disk("cold.unlink.overlay"))
+                        .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
+                    note_leftover(&path, removed);
+                }
             }
             Content::Broken(_) => std::fs::remove_file(stub::path_of(&path))?,
         }
@@ -564,22 +569,39 @@ impl LogFile {
         let mut s = self.state.write();
         let path = s.dir.path().join(&s.name);
         let has_stub = s.stub_beside || !matches!(s.content, Content::Hot(_));
-        if has_stub && by.is_hot() {
-            let removed = failpoint::disk("replaced.stub")
-                .and_then(|()| durable::remove_if_exists(&stub::path_of(&path)));
-            by.state.write().stub_beside = removed.is_err();
-            note_leftover(&path, removed);
-        }
-        if let Content::Cold(stub) | Content::Overlaid(stub, _) = &s.content {
-            let removed = failpoint::disk("replaced.overlay")
-                .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
-            note_leftover(&path, removed);
+        if has_stub {
+            // Should a power loss undo the rename and not what follows, the name would be nobody's.
+            let durable = failpoint::disk("replaced.sync").and_then(|()| s.sync_names());
+            let kept = durable.is_err();
+            note_leftover(&path, durable);
+            if by.is_hot() {
+                by.state.write().stub_beside = kept || s.drop_replaced_stub(&path);
+            }
+            if let (false, Content::Cold(stub) | Content::Overlaid(stub, _)) = (kept, &s.content) {
+                let removed = failpoint::disk("replaced.overlay")
+                    .and_then(|()| remove_overlay(s.dir.overlay_dir(), stub));
+                note_leftover(&path, removed);
+            }
         }
         s.linked = false;
     }
 }
 
 impl State {
+    /// Makes the names in its directory durable.
+    fn sync_names(&self) -> io::Result<()> {
+        durable::sync_dir(&self.dir.pin()?.path(""))
+    }
+
+    /// Removes the stub beside the file that took the name. True: it is there still.
+    fn drop_replaced_stub(&self, path: &Path) -> bool {
+        let removed = failpoint::disk("replaced.stub")
+            .and_then(|()| durable::remove_if_exists(&stub::path_of(path)));
+        let stays = removed.is_err();
+        note_leftover(path, removed);
+        stays
+    }
+
     /// Before the hot file's name goes: a stub that a failure left beside it would stand for it from then on.
     fn leave_no_stub(&mut self, path: &Path) -> io::Result<()> {
         if self.stub_beside {

@@ -101,7 +101,9 @@ fn io_error(path: &Path, op: &'static str, source: io::Error) -> DataDirError {
 impl DataDir {
     /// Opens or creates it and takes its lock. Changes nothing when it fails on a foreign directory.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        std::fs::create_dir_all(root).map_err(|e| io_error(root, "create it", e))?;
+        // Kafka syncs what lies in it, and never what it lies in.
+        durable::create_dirs(root, ["datadir.dir", "datadir.dir.sync"])
+            .map_err(|e| io_error(root, "create it", e))?;
         let root = root.canonicalize().map_err(|e| io_error(root, "find it", e))?;
         let mut entries = std::fs::read_dir(&root).map_err(|e| io_error(&root, "list it", e))?;
         let known = root.join("everlog.json").exists() || root.join("lock").exists();
@@ -118,6 +120,12 @@ impl DataDir {
             .map_err(|e| io_error(&path, "open it", e))?;
         let op = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         rustix::fs::flock(&lock, op).map_err(|_| DataDirError::InUse(root.clone()))?;
+        if !known {
+            // By its lock a directory is known as ours, also when a power loss leaves it without more.
+            failpoint::disk("datadir.lock.sync")
+                .and_then(|()| durable::sync_dir(&root))
+                .map_err(|e| io_error(&root, "sync it", e))?;
+        }
         let dir = Self { root, _lock: lock };
         for sub in [dir.hot(), dir.overlay(), dir.cache(), dir.spool(), dir.manifest()] {
             std::fs::create_dir_all(&sub).map_err(|e| io_error(&sub, "create it", e))?;

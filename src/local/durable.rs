@@ -47,6 +47,24 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Like `mkdir -p`, with every new name synced. `points` are passed before each of the two.
+pub fn create_dirs(dir: &Path, points: [&'static str; 2]) -> io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    // Of a relative path the first part lies where we are.
+    let above = parent(dir)?;
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    create_dirs(above, points)?;
+    failpoint::disk(points[0])?;
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    failpoint::disk(points[1])?;
+    sync_dir(above)
+}
+
 /// Removes a file; one that is not there is no error.
 pub fn remove_if_exists(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {

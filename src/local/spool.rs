@@ -115,6 +115,14 @@ impl SpoolEntry {
         self.path.join("segment.log")
     }
 
+    /// Whether there are bytes to archive. A power loss may have taken those that nobody had synced.
+    pub fn has_bytes(&self) -> io::Result<bool> {
+        match self.log().metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            metadata => Ok(metadata?.len() > 0),
+        }
+    }
+
     /// Where a small file lies: `index`, `timeindex`, `txnindex`, `snapshot` or `epochs`.
     #[must_use]
     pub fn side_file(&self, kind: &str) -> PathBuf {
@@ -162,6 +170,9 @@ pub fn remove(entry: &Path) -> io::Result<()> {
             durable::remove_if_exists(&path)?;
         }
     }
+    // Should the document go first in a power loss, its bytes would be taken for somebody's.
+    failpoint::disk("spool.remove.sync")?;
+    durable::sync_dir(entry)?;
     failpoint::disk("spool.remove.document")?;
     for document in [DOCUMENT, RELEASED] {
         durable::remove_if_exists(&entry.join(document))?;

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use crate::failpoint;
+use crate::local::durable;
 use crate::store::names::{self, ManifestName};
 use crate::types::ChainId;
 
@@ -110,13 +111,13 @@ impl Mirror {
             return Ok(());
         }
         let dir = self.dir(id);
-        at(&dir, create_durably(&dir))?;
+        at(&dir, durable::create_dirs(&dir, ["mirror.dir", "mirror.dir.sync"]))?;
         for (name, bytes) in copies {
             let path = dir.join(name.to_string());
             at(&path, write_one(&dir, &path, bytes))?;
         }
         at(&dir, failpoint::disk("mirror.names.sync"))?;
-        at(&dir, sync_dir(&dir))
+        at(&dir, durable::sync_dir(&dir))
     }
 
     /// Removes what the checkpoint of `version` makes superfluous. Call it once that is durable.
@@ -168,24 +169,4 @@ fn write_one(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     failpoint::disk("mirror.file.rename")?;
     fs::rename(&tmp, path)
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Like `mkdir -p`, with every new name synced.
-fn create_durably(dir: &Path) -> io::Result<()> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let parent = dir.parent().ok_or(io::ErrorKind::NotFound)?;
-    create_durably(parent)?;
-    failpoint::disk("mirror.dir")?;
-    match fs::create_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    failpoint::disk("mirror.dir.sync")?;
-    sync_dir(parent)
 }

@@ -46,6 +46,21 @@ impl Tier {
         }
     }
 
+    /// Why a `.deleted` file was renamed: as it was noted then, or as the names tell that are left after a restart.
+    pub(super) fn fate_of_deleted(
+        &self,
+        dir: &PartitionDir,
+        log: &LogFile,
+        name: &str,
+        base_offset: i64,
+    ) -> FateNote {
+        let noted = self.fates.lock().get(&log.id).copied();
+        noted.unwrap_or_else(|| {
+            let note = self.fate_of(dir, name, base_offset);
+            *self.fates.lock().entry(log.id).or_insert(note)
+        })
+    }
+
     fn fate_of(&self, dir: &PartitionDir, name: &str, base_offset: i64) -> FateNote {
         let neighbours = dir.neighbours(base_offset);
         let others = neighbours.iter().map(String::as_str).filter(|n| *n != name);
@@ -84,9 +99,8 @@ impl Tier {
             return None;
         }
         let dir_name = dir.parsed();
-        let noted = self.fates.lock().get(&log.id).copied();
         let note = (parsed.suffix == Suffix::Deleted)
-            .then(|| noted.unwrap_or_else(|| self.fate_of(dir, name, parsed.base_offset)));
+            .then(|| self.fate_of_deleted(dir, log, name, parsed.base_offset));
         // Taken for archived by size and time alone is not archived: the spool compares and adopts it. But
         // where the archive ends was committed once, whatever a checkpoint says by now.
         let archived = log.archived();
@@ -195,7 +209,8 @@ impl Tier {
         };
         let first = stub.filter(|_| !owed.archive).and_then(|s| s.extents.first().cloned());
         Ok(SpoolDoc {
-            end_offset: owed.end_offset.or_else(archived_end),
+            // The neighbour that told the other one may be behind a gap that a power loss left.
+            end_offset: archived_end().or(owed.end_offset),
             tp: chain.tp.clone(),
             topic_id: chain.topic_id.clone(),
             base_offset: parsed.base_offset,

@@ -487,7 +487,7 @@ impl Tier {
         let Source::Spooled(entry) = &job.source else { return };
         match done {
             // It changed while it was read; what is still there is tried again.
-            Done::Gone if entry.log().try_exists().unwrap_or(true) => {}
+            Done::Gone if entry.has_bytes().unwrap_or(true) => {}
             Done::Gone => {
                 self.counters.lost_discards.raise();
                 tracing::error!(entry = %entry.path.display(), "the bytes of a spool entry are gone");

@@ -88,10 +88,10 @@ impl Tier {
         if !facts.included || facts.kind != DirKind::Live || self.catalog.is_compacted(dir) {
             return None;
         }
-        let job = |(name, log): (String, Arc<LogFile>)| {
-            let name = parse_file(&name)
+        let job = |(file, log): (String, Arc<LogFile>)| {
+            let name = parse_file(&file)
                 .filter(|n| n.kind == FileKind::Log && n.suffix == Suffix::Deleted)?;
-            let note = self.fates.lock().get(&log.id).copied()?;
+            let note = self.fate_of_deleted(dir, &log, &file, name.base_offset);
             let next_base = note.next_base.filter(|next| *next <= committed)?;
             let continues = facts.archive_end.is_none_or(|end| next_base > end);
             let waits = log.is_hot() && log.archived().is_none();

@@ -143,6 +143,11 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
     let mutations = job.source.mutations();
     let local = |e| TierError::local(&job.source.path(), e);
     let Some(file) = job.source.open().map_err(local)? else { return Ok(Looked::Gone) };
+    if let Source::Spooled(entry) = &job.source
+        && !entry.has_bytes().map_err(local)?
+    {
+        return Ok(Looked::Gone);
+    }
     failpoint::disk("archive.look").and_then(|()| file.sync_all()).map_err(local)?;
     let before = file.metadata().map_err(local)?;
     let mut small = job.source.small_files(job.base_offset).map_err(local)?;

@@ -14,9 +14,12 @@ pub mod ledger;
 pub mod logdir;
 pub mod mount;
 pub mod s3;
+pub mod shim;
+pub mod step;
 pub mod suites;
 pub mod versions;
 pub mod witness;
+pub mod workers;
 pub mod zookeeper;
 
 pub use broker::Broker;

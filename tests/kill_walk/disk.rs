@@ -1,9 +1,7 @@
-//! Local disk that fails at a chosen call: a small library in front of libc's calls, built from C where the tests run.
+//! Local disk that fails at a chosen call: a small library in front of libc's calls.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::common::Scratch;
 use crate::run::Failure;
 
 /// One chosen failure. The library and the test share a file of four numbers: which call fails, with which errno; how many calls there
@@ -16,18 +14,6 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Compiles the library.
-    pub fn build(scratch: &Scratch) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/shim/diskfault.c");
-        let library = scratch.path().join("diskfault.so");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-o"]).arg(&library).arg(source).arg("-ldl");
-        let built =
-            cc.output().unwrap_or_else(|e| panic!("cc does not start ({e}): install a C compiler"));
-        assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-        library
-    }
-
     /// Call number `nth` that changes something below `below` fails; 0: none does.
     pub fn new(library: &Path, numbers: &Path, below: &Path, nth: u64, errno: i32) -> Self {
         let all = [nth, errno as u64, 0, 0].map(u64::to_ne_bytes).concat();

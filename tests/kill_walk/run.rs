@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::common::archive::hot_log_bytes;
 use crate::common::fsck::{self, Named};
+use crate::common::step::{Meanwhile, Step, tree};
 use crate::common::{Mount, MountCommand, files, files_under, unless, wait_until};
 use crate::scenario::Scenario;
-use crate::step::{Meanwhile, Step, tree};
 
 /// Contents that a segment ever had.
 type History = BTreeMap<(String, i64), BTreeSet<String>>;
@@ -118,32 +118,7 @@ impl Place {
     }
 
     fn is_so(&self, what: &Meanwhile) -> Result<(), String> {
-        let has = |found: usize, wanted: usize| {
-            unless(found >= wanted, || format!("{found} of {wanted}"))
-        };
-        match what {
-            Meanwhile::Archived(wanted) => {
-                let named: BTreeSet<_> =
-                    self.archived().into_iter().map(|n| (n.partition, n.base)).collect();
-                has(named.len(), *wanted)
-            }
-            Meanwhile::Cold(wanted) => {
-                let stubs = files_under(&self.path("data/hot"));
-                has(
-                    stubs.iter().filter(|p| p.to_string_lossy().ends_with(".log.everlog")).count(),
-                    *wanted,
-                )
-            }
-            Meanwhile::Whole => {
-                let overlays = files_under(&self.path("data/overlay"));
-                unless(overlays.is_empty(), || format!("{overlays:?}"))
-            }
-            Meanwhile::Released => {
-                let entries = files_under(&self.path("data/spool"));
-                unless(entries.is_empty(), || format!("{entries:?}"))
-            }
-            Meanwhile::StoreGoesAway | Meanwhile::StoreComesBack => Ok(()),
-        }
+        what.is_so(&self.path("data"), &self.bucket())
     }
 
     /// The scenario's setup, without any failure.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common::broker::CLUSTER_ID;
 use crate::common::files;
-use crate::step::{Meanwhile, Partition, Step, committed};
+use crate::common::step::{Meanwhile, Partition, Step, committed};
 
 /// A data directory as somebody left it.
 pub type Prepare = fn(&Path, &Path);
@@ -121,6 +121,7 @@ fn archive() -> Scenario {
         claims: &[
             "hot.",
             "log.",
+            "datadir.",
             "identity.",
             "archive.",
             "commit.",

@@ -1,15 +1,17 @@
 //! What a broker does to a log dir, as single steps that can be done again: on the mount, where the process may die in the middle, and on
 //! a plain directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::common::batches::{Batch, noise};
-use crate::common::files;
-use crate::common::logdir::TOPIC_ID;
+use super::batches::{Batch, noise};
+use super::files::{self, files_under};
+use super::fsck;
+use super::logdir::TOPIC_ID;
+use super::unless;
 
 /// Names are relative to the log dir's root.
 #[derive(Clone)]
@@ -41,6 +43,36 @@ pub enum Meanwhile {
     Released,
     StoreGoesAway,
     StoreComesBack,
+}
+
+impl Meanwhile {
+    /// Whether it has come so far.
+    pub fn is_so(&self, data: &Path, bucket: &Path) -> Result<(), String> {
+        let has = |found: usize, wanted: usize| {
+            unless(found >= wanted, || format!("{found} of {wanted}"))
+        };
+        match self {
+            Self::Archived(wanted) => {
+                let all = fsck::archived(bucket);
+                let named: BTreeSet<_> = all.into_iter().map(|n| (n.partition, n.base)).collect();
+                has(named.len(), *wanted)
+            }
+            Self::Cold(wanted) => {
+                let stubs = files_under(&data.join("hot"));
+                let is_stub = |p: &&PathBuf| p.to_string_lossy().ends_with(".log.everlog");
+                has(stubs.iter().filter(is_stub).count(), *wanted)
+            }
+            Self::Whole => {
+                let overlays = files_under(&data.join("overlay"));
+                unless(overlays.is_empty(), || format!("{overlays:?}"))
+            }
+            Self::Released => {
+                let entries = files_under(&data.join("spool"));
+                unless(entries.is_empty(), || format!("{entries:?}"))
+            }
+            Self::StoreGoesAway | Self::StoreComesBack => Ok(()),
+        }
+    }
 }
 
 impl std::fmt::Debug for Step {
@@ -164,14 +196,19 @@ impl Partition {
         format!("{}/{:020}.{extension}", self.name, self.bases[at])
     }
 
+    /// The last entry of a segment's time index.
+    pub fn time_entry(&self, at: usize) -> Vec<u8> {
+        let end = self.bases.get(at + 1).copied().unwrap_or(self.end);
+        let last = (end - 1 - self.bases[at]) as i32;
+        let mut entry = timestamp(end - 1).to_be_bytes().to_vec();
+        entry.extend(last.to_be_bytes());
+        entry
+    }
+
     /// A segment as a broker leaves it: bytes, indexes, snapshot.
     pub fn write(&self, at: usize) -> Vec<Step> {
-        let last =
-            (self.bases.get(at + 1).copied().unwrap_or(self.end) - 1 - self.bases[at]) as i32;
-        let mut entry = timestamp(self.bases[at] + i64::from(last)).to_be_bytes().to_vec();
-        entry.extend(last.to_be_bytes());
         vec![
-            Step::Put(self.file(at, "timeindex"), entry),
+            Step::Put(self.file(at, "timeindex"), self.time_entry(at)),
             Step::Put(self.file(at, "index"), Vec::new()),
             Step::Put(self.file(at, "snapshot"), vec![0, 1, 0x48, 0x67, 0x4b, 0xc7, 0, 0, 0, 0]),
             Step::Put(self.log(at), self.logs[at].clone()),
