@@ -63,7 +63,7 @@ fn replay_all(seeds: &std::ops::Range<u64>) -> Met {
 #[test]
 fn what_real_brokers_did_gives_the_same_on_a_mount_whatever_is_evicted_in_between() {
     let first = setting("EVERLOG_MODEL_SEED", 1);
-    let met = replay_all(&(first..first + setting("EVERLOG_TRACE_TIMES", 1)));
+    let met = replay_all(&(first..first + setting("EVERLOG_TRACE_TIMES", 3)));
     eprintln!("{met:#?}");
     assert!(met.evictions > 50, "hardly anything was evicted: {met:?}");
     assert!(met.archived > 50, "hardly anything was archived: {met:?}");

@@ -132,21 +132,31 @@ def crashes(r):
 
 
 def damage(r):
-    """A flipped byte in an old segment and a lost recovery point: the broker cuts there and gives up all later segments."""
+    """A flipped byte in an old segment, then one that lost its end, each with a lost recovery point: the broker cuts there and gives up all
+    later segments."""
     r.start()
     create(r, "lines", 1, *SMALL)
     for _ in range(3):
         produce(r, "lines", 1, 700)
         time.sleep(3)
     r.kill()
-    old = r.logs("lines-0")[3]
+    old = r.logs("lines-0")[5]
     at = old.stat().st_size // 2
     r.write(str(old.relative_to(r.root)), at, bytes([old.read_bytes()[at] ^ 1]))
     r.unlink("recovery-point-offset-checkpoint")
     r.start()
-    time.sleep(4)
+    time.sleep(3)
     (r.work / "lines.ledger").unlink()
     produce(r, "lines", 1, 900)
+    time.sleep(4)
+    r.kill()
+    old = r.logs("lines-0")[2]
+    r.cut(str(old.relative_to(r.root)), old.stat().st_size * 2 // 3)
+    r.unlink("recovery-point-offset-checkpoint")
+    r.start()
+    time.sleep(3)
+    (r.work / "lines.ledger").unlink()
+    produce(r, "lines", 1, 700)
     time.sleep(4)
     r.stop()
 

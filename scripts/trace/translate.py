@@ -320,6 +320,12 @@ class Translator:
         opened = Step(["open", 0, number, path, "RDWR|CREAT", 0o644])
         return [opened, Step(["pwrite", len(data), number, at, data.hex()]), Step(["close", 0, number])]
 
+    def outside_cut(self, path, size):
+        """Somebody else shortens a file."""
+        number = self.new_id()
+        opened = Step(["open", 0, number, path, "RDWR", 0])
+        return [opened, Step(["truncate", 0, number, size]), Step(["close", 0, number])]
+
     def outside_unlink(self, path):
         self.names.pop(path).path = None
         return [Step(["unlink", 0, path])]

@@ -241,10 +241,13 @@ fn plan(steps: &[Step], random: &mut Random) -> BTreeMap<usize, Vec<Disturbance>
         (0..steps.len()).filter(|at| is_of_interest(&steps[*at])).collect();
     let mut plan: BTreeMap<usize, Vec<Disturbance>> = BTreeMap::new();
     let mut add = |times: usize, what: &dyn Fn(usize) -> Disturbance| {
+        // One in each part of the trace, or a stretch of it could go by undisturbed.
         for nth in 0..times {
-            let at = match random.pick(&of_interest) {
-                Some(at) if random.below(3) > 0 => *at,
-                _ => random.below(steps.len() as u64) as usize,
+            let (from, to) = (steps.len() * nth / times, steps.len() * (nth + 1) / times);
+            let here: Vec<_> = of_interest.iter().filter(|at| (from..to).contains(*at)).collect();
+            let at = match random.pick(&here) {
+                Some(at) if random.below(3) > 0 => **at,
+                _ => from + random.below((to - from) as u64) as usize,
             };
             plan.entry(at).or_default().push(what(nth));
         }
@@ -273,9 +276,9 @@ pub fn replay(name: &str, steps: &[Step], seed: u64) -> Met {
     }));
     if let Err(panic) = outcome {
         eprintln!("trace {name}, seed {seed}, step {done}; the last ones:");
-        for at in done.saturating_sub(25)..=done {
+        for (at, step) in steps.iter().enumerate().take(done + 1).skip(done.saturating_sub(25)) {
             plan.get(&at).into_iter().flatten().for_each(|d| eprintln!("       {d:?}"));
-            eprintln!("  {at}: {:?}", steps[at]);
+            eprintln!("  {at}: {step:?}");
         }
         std::panic::resume_unwind(panic);
     }
