@@ -1,6 +1,7 @@
 //! One replay: each step is done to a plain directory and to a mount, while archiving, evictions, remounts and crashes come in between.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +62,7 @@ struct Run {
     mount: Option<Mount>,
     mounted: World,
     plain: World,
+    passthrough: bool,
     history: History,
     met: Met,
     /// Last: dropped, and so removed, after all that lives in it.
@@ -88,18 +90,25 @@ fn about<'a>(op: &'a Op, world: &'a World) -> Option<(&'static str, &'a str)> {
 }
 
 impl Run {
-    fn start(name: &str, random: &mut Random) -> Self {
+    fn start(name: &str, args: &[&str]) -> Self {
         let scratch = Scratch::new(&format!("trace-{name}"));
-        let store = scratch.file_store("store");
-        let cache = ["256KiB", "1MiB", "64MiB"][random.below(3) as usize];
-        let command = MountCommand::broker(scratch.path(), &store)
-            .option("--hot-bytes", 1)
-            .option("--cache-bytes", cache);
+        let command = MountCommand::broker(scratch.path(), &scratch.file_store("store"));
+        let command = args.iter().fold(command, MountCommand::arg);
+        let passthrough = !args.contains(&"--no-passthrough");
         let mount = command.start();
         let mounted = World::new(mount.point());
         let plain = World::new(&scratch.dir("plain"));
         let history = History::default();
-        Self { command, mount: Some(mount), mounted, plain, history, met: Met::default(), scratch }
+        Self {
+            command,
+            mount: Some(mount),
+            mounted,
+            plain,
+            passthrough,
+            history,
+            met: Met::default(),
+            scratch,
+        }
     }
 
     fn disturb(&mut self, what: Disturbance) {
@@ -144,6 +153,10 @@ impl Run {
         let (mounted, plain) = (self.mounted.let_go(), self.plain.let_go());
         let mount = self.mount.take().unwrap();
         if crash {
+            if !self.passthrough {
+                // What was written through a mapping is then in the kernel's memory only, and goes with the mount.
+                rustix::fs::syncfs(File::open(mount.point()).unwrap()).unwrap();
+            }
             mount.kill9()
         } else {
             mount.umount()
@@ -168,6 +181,8 @@ impl Run {
             assert_tree(name, tree, &self.plain.root);
             self.history.look(&self.plain.root);
             self.compare();
+            // Nobody is in a hurry while the broker is down, and what comes next meets what is cold.
+            self.settle();
         } else {
             assert_eq!(
                 expected.number, step.recorded,
@@ -229,6 +244,18 @@ fn assert_tree(phase: &str, expected: &Tree, root: &Path) {
     );
 }
 
+/// Arguments of the mount.
+fn way_to_mount(random: &mut Random) -> Vec<&'static str> {
+    let mut one_of = |all: &[&'static str]| *random.pick(all).unwrap();
+    let mut args = vec!["--hot-bytes", one_of(&["1", "1", "1", "400KiB"])];
+    args.extend(["--cache-bytes", one_of(&["256KiB", "1MiB", "64MiB"])]);
+    args.extend(["--log-open", one_of(&["cached", "cached", "direct"])]);
+    if one_of(&["yes", "yes", "no"]) == "no" {
+        args.push("--no-passthrough");
+    }
+    args
+}
+
 /// Where disturbances come: mostly right before a step that is about a segment.
 fn plan(steps: &[Step], random: &mut Random) -> BTreeMap<usize, Vec<Disturbance>> {
     let is_of_interest = |step: &Step| match &step.op {
@@ -261,9 +288,10 @@ fn plan(steps: &[Step], random: &mut Random) -> BTreeMap<usize, Vec<Disturbance>
 
 /// Replays a trace; panics where the mount gives anything else than the plain directory.
 pub fn replay(name: &str, steps: &[Step], seed: u64) -> Met {
-    let mut random = Random::new(seed);
+    let mut random = Random::new(seed ^ u64::from(crc32c::crc32c(name.as_bytes())));
+    let args = way_to_mount(&mut random);
     let plan = plan(steps, &mut random);
-    let mut run = Run::start(name, &mut random);
+    let mut run = Run::start(name, &args);
     let mut done = 0;
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for (at, step) in steps.iter().enumerate() {
@@ -275,7 +303,7 @@ pub fn replay(name: &str, steps: &[Step], seed: u64) -> Met {
         }
     }));
     if let Err(panic) = outcome {
-        eprintln!("trace {name}, seed {seed}, step {done}; the last ones:");
+        eprintln!("trace {name}, seed {seed}, mounted with {args:?}, step {done}; the last ones:");
         for (at, step) in steps.iter().enumerate().take(done + 1).skip(done.saturating_sub(25)) {
             plan.get(&at).into_iter().flatten().for_each(|d| eprintln!("       {d:?}"));
             eprintln!("  {at}: {step:?}");
