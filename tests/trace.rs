@@ -2,7 +2,8 @@
 //! directory: whatever is archived, evicted, remounted or killed at random points in between, each operation gives the same on both, and
 //! what the broker had in the end.
 //!
-//! `EVERLOG_MODEL_SEED` makes other points, `EVERLOG_TRACE_TIMES` replays each trace so often, with a seed of its own each time.
+//! `EVERLOG_MODEL_SEED` makes other points, `EVERLOG_TRACE_TIMES` replays each trace so often, with a seed of its own each time,
+//! `EVERLOG_TRACE_ONLY` only those whose names begin so.
 
 mod common;
 
@@ -22,11 +23,14 @@ use std::time::Instant;
 use common::setting;
 use run::Met;
 
+/// The beginning of the names of the traces to replay.
+const ONLY: &str = "EVERLOG_TRACE_ONLY";
+
 fn traces() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/traces");
     let mut found = common::files_under(&dir);
     found.retain(|p| p.to_string_lossy().ends_with(".jsonl.gz"));
-    let only = std::env::var("EVERLOG_TRACE_ONLY").unwrap_or_default();
+    let only = std::env::var(ONLY).unwrap_or_default();
     found.retain(|p| common::files::name(p).starts_with(&only));
     found
 }
@@ -65,8 +69,11 @@ fn what_real_brokers_did_gives_the_same_on_a_mount_whatever_is_evicted_in_betwee
     let first = setting("EVERLOG_MODEL_SEED", 1);
     let met = replay_all(&(first..first + setting("EVERLOG_TRACE_TIMES", 3)));
     eprintln!("{met:#?}");
-    assert!(met.evictions > 90, "hardly anything was evicted: {met:?}");
-    assert!(met.archived > 120, "hardly anything was archived: {met:?}");
+    assert!(met.evictions > 4 * met.replays, "hardly anything was evicted: {met:?}");
+    assert!(met.archived > 4 * met.replays, "hardly anything was archived: {met:?}");
+    if std::env::var_os(ONLY).is_some() {
+        return;
+    }
     for kind in ["open", "read", "sendfile", "write", "truncate", "rename", "unlink", "sync"] {
         assert!(met.cold.get(kind) > Some(&0), "no cold segment met '{kind}': {met:?}");
     }

@@ -161,6 +161,31 @@ def damage(r):
     r.stop()
 
 
+def replica(r):
+    """A leader whose follower was away; then that one leads, uncleanly, and goes on otherwise: the old leader cuts its log back and follows."""
+    controller, other = r.peers
+    controller.start()
+    other.start()
+    r.start()
+    config = [word for pair in [*SMALL, "unclean.leader.election.enable=true"] for word in ("--config", pair)]
+    placed = ["--create", "--topic", "shared", "--replica-assignment", "3:2", *config]
+    r.tool("org.apache.kafka.tools.TopicCommand", *placed, option="--bootstrap-server")
+    produce(r, "shared", 1, 700)
+    time.sleep(3)
+    other.stop()
+    produce(r, "shared", 1, 700)
+    time.sleep(4)
+    r.stop()
+    other.start()
+    (r.work / "shared.ledger").unlink()
+    produce(r, "shared", 1, 300)
+    r.start()
+    time.sleep(5)
+    produce(r, "shared", 1, 400)
+    time.sleep(4)
+    r.stop()
+
+
 ALL = {
     "roll-and-read": roll_and_read,
     "retention": retention,
@@ -168,4 +193,7 @@ ALL = {
     "transactions": transactions,
     "crashes": crashes,
     "damage": damage,
+    "replica": replica,
 }
+# A controller and another broker beside the one that is traced.
+WITH_PEERS = {"replica"}
