@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::archive::log_objects;
-use common::{Mount, MountCommand, Scratch};
+use common::{Mount, MountCommand, Random, Scratch, setting};
 use op::{Op, choose};
 use rustix::io::Errno;
 use world::{World, tree};
@@ -115,7 +115,7 @@ impl Run {
 /// Walks and returns how often a cold segment was seen.
 fn walk(name: &str, seed: u64, steps: usize, tiering: bool) -> usize {
     let mut run = Run::start(name, tiering);
-    let mut random = op::Random::new(seed);
+    let mut random = Random::new(seed);
     let mut trace = std::collections::VecDeque::new();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         for step in 0..steps {
@@ -136,10 +136,6 @@ fn walk(name: &str, seed: u64, steps: usize, tiering: bool) -> usize {
         std::panic::resume_unwind(panic);
     }
     run.cold_seen
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 #[test]

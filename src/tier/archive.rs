@@ -355,6 +355,7 @@ impl Tier {
     ) {
         failpoint::step("archive.note");
         self.holds.forget(&job.source.id());
+        self.holds.lift_behind(&job.chain, job.base_offset);
         let size = prepared.scan.size_bytes;
         let proved = extents.last().map_or(0, |e| e.file_end);
         if proved < size {

@@ -76,6 +76,18 @@ impl Holds {
         self.0.lock().remove(id);
     }
 
+    /// A segment was archived: what was held behind it in the log dir is judged again. It may have contradicted a history that
+    /// gave way by this, where a segment that was cut while it was cold came later than those behind it.
+    pub fn lift_behind(&self, chain: &ChainId, base_offset: i64) {
+        let lifted = |id: &SourceId, h: &Hold| {
+            matches!(id, SourceId::Log(_))
+                && h.kind == HoldKind::Held
+                && h.chain == *chain
+                && h.base_offset > base_offset
+        };
+        self.0.lock().retain(|id, hold| !lifted(id, hold));
+    }
+
     /// The file moved into the spool: its hold moves along.
     pub fn rename(&self, from: &SourceId, to: SourceId) {
         let mut holds = self.0.lock();
@@ -117,4 +129,34 @@ pub(super) struct Missing {
     /// `None`: up to whatever follows.
     pub to_offset: Option<i64>,
     pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TopicId;
+
+    #[test]
+    fn what_is_held_behind_a_segment_is_judged_again_once_that_one_is_archived() {
+        let chain = |tp: &str| ChainId { tp: tp.parse().unwrap(), topic_id: TopicId::none() };
+        let holds = Holds::default();
+        let put = |id: SourceId, tp: &str, kind, base_offset| {
+            let (chain, reason, label) = (chain(tp), "other bytes".to_owned(), tp.to_owned());
+            let (end_offset, offset, mutations) = (None, None, 7);
+            holds.put(
+                id,
+                Hold { chain, kind, mutations, base_offset, end_offset, offset, reason, label },
+            );
+        };
+        put(SourceId::Log(1), "a-0", HoldKind::Held, 50);
+        put(SourceId::Log(2), "a-0", HoldKind::Held, 200);
+        put(SourceId::Log(3), "a-0", HoldKind::Quarantined, 300);
+        put(SourceId::Log(4), "b-0", HoldKind::Held, 200);
+        put(SourceId::Spooled("x".to_owned()), "a-0", HoldKind::Held, 200);
+        holds.lift_behind(&chain("a-0"), 100);
+        let left: Vec<_> = (1..5).map(|n| holds.kind(&SourceId::Log(n), 7)).collect();
+        let (held, quarantined) = (Some(HoldKind::Held), Some(HoldKind::Quarantined));
+        assert_eq!(left, [held, None, quarantined, held]);
+        assert_eq!(holds.kind(&SourceId::Spooled("x".to_owned()), 7), held);
+    }
 }

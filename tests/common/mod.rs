@@ -13,6 +13,7 @@ pub mod fsck;
 pub mod ledger;
 pub mod logdir;
 pub mod mount;
+pub mod random;
 pub mod s3;
 pub mod shim;
 pub mod step;
@@ -28,6 +29,7 @@ pub use files::{allocated_bytes, files_under, sha256_file};
 pub use ledger::Ledger;
 pub use logdir::LogDir;
 pub use mount::{Mount, MountCommand, plain_mount};
+pub use random::{Random, setting};
 pub use s3::S3;
 pub use witness::Witness;
 

@@ -1,27 +1,8 @@
 //! What can happen to a log dir, and the choice of what happens next.
 
 use super::world::{World, batch_ends};
+use crate::common::Random;
 use crate::common::files;
-
-/// A generator that gives the same walk for the same seed.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n.max(1)
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
-        from.get(self.below(from.len() as u64) as usize)
-    }
-}
 
 /// Bytes that a message shows only the length of.
 #[derive(Clone)]
