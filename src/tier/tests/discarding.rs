@@ -3,6 +3,7 @@
 use super::world::{World, name, stub_path};
 use crate::local::spool::{self, SpoolDoc, SpoolEntry};
 use crate::tier::archive::Done;
+use crate::tier::fate::{Fate, FateNote};
 
 const DELETED: &str = "t-0.0123456789abcdef0123456789abcdef-delete";
 
@@ -304,8 +305,18 @@ fn rename_deleted(mount: &super::world::Mount, base: i64, noted: bool) {
     let (from, to) = (name(base), format!("{}.deleted", name(base)));
     if noted {
         mount.tier.note_rename(&dir, &from, &to);
+    } else {
+        // As long as that stands, it is not archived from the log dir.
+        let note = FateNote { fate: Fate::Other, next_base: None };
+        mount.tier.fates.lock().insert(dir.log(&from).unwrap().id, note);
     }
     dir.rename_log(&from, &to).unwrap();
+}
+
+/// Kafka unlinks what it renamed, and why is told by the names alone.
+fn unlink_deleted(mount: &super::world::Mount, base: i64) {
+    mount.tier.fates.lock().clear();
+    mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
 }
 
 fn long_world() -> World {
@@ -348,7 +359,7 @@ async fn parts_of_a_gap_are_filled_as_kafka_unlinks_them() {
     assert_eq!(world.check_archive("t-0").await, [(0, 100), (300, 400)]);
     mount.retire("t-0", 0);
     for base in [100, 200] {
-        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
+        unlink_deleted(&mount, base);
         mount.drain().await.unwrap();
     }
     let expected = [(0, 100), (100, 200), (200, 300), (300, 400)];
@@ -366,7 +377,7 @@ async fn what_kafka_discards_from_before_the_archives_start_stops_nobody() {
     mount.drain().await.unwrap();
     assert_eq!(world.check_archive("t-0").await, [(200, 300), (300, 400)]);
     for base in [0, 100] {
-        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
+        unlink_deleted(&mount, base);
     }
     let ends = mount.drain().await.unwrap();
     assert!(matches!(ends[..], [Done::Quarantined(_), Done::Quarantined(_)]), "{ends:?}");
