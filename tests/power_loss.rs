@@ -34,7 +34,7 @@ use common::{Scratch, mount, shim};
 use take::Take;
 
 /// Images in CI, and of a long walk.
-const IMAGES: usize = 160;
+const IMAGES: usize = 300;
 const IMAGES_OF_A_WALK: usize = 1500;
 
 #[test]

@@ -49,17 +49,20 @@ pub fn choose(takes: &[Take], images: usize, seed: u64) -> Vec<(usize, Loss)> {
         }
     }
     let mut losses = Vec::new();
-    // What takes a name away first: that is where the order of two calls matters.
     let mut all: Vec<_> = sorts.into_iter().collect();
     for at in (1..all.len()).rev() {
         all.swap(at, chance.below(at + 1));
     }
-    all.sort_by_key(|((_, sort), _)| {
-        !["Unlink", "Rename", "Rmdir"].iter().any(|kind| sort.starts_with(kind))
-    });
-    for (at, ((take, _), cuts)) in all.iter().enumerate().take(images * 2 / 3) {
+    // What takes a name away first, and twice, with nothing else that was not synced: there the order of two calls matters.
+    let takes_away =
+        |sort: &str| ["Unlink", "Rename", "Rmdir"].iter().any(|kind| sort.starts_with(kind));
+    let (away, others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|((_, sort), _)| takes_away(sort));
+    let certain = away.iter().flat_map(|sort| [(sort, true), (sort, true)]);
+    let chosen = certain.chain(others.iter().map(|sort| (sort, false)));
+    for (((take, _), cuts), is_certain) in chosen.take(images * 3 / 4) {
         let cut = cuts[chance.below(cuts.len())];
-        let (rules, fate) = if at % 2 == 0 { FATES[0] } else { FATES[chance.below(FATES.len())] };
+        let (rules, fate) = FATES[if is_certain { 0 } else { chance.below(FATES.len()) }];
         losses.push((*take, Loss { cut, rules, fate, seed: chance.below(usize::MAX) as u64 }));
     }
     while losses.len() < images {
