@@ -6,6 +6,7 @@
 pub mod archive;
 mod attr;
 mod chains;
+mod cleaner;
 mod error;
 mod handles;
 mod local;
@@ -51,6 +52,8 @@ pub enum LogOpenMode {
 pub struct VfsConfig {
     /// How `.log` files are opened.
     pub log_open_mode: LogOpenMode,
+    /// Segments of compacted topics go cold, too.
+    pub evict_compacted: bool,
     /// Test hook: each write waits this long in the daemon.
     pub write_delay: Duration,
 }

@@ -79,6 +79,9 @@ pub struct MountArgs {
     /// Evict archived segments this long after their last write, e.g. 7d
     #[arg(long, value_name = "TIME", value_parser = units::duration, conflicts_with = "cache")]
     pub hot_age: Option<Duration>,
+    /// Evict segments of compacted topics too: the log cleaner then reads them from the store
+    #[arg(long, conflicts_with = "cache")]
+    pub evict_compacted: bool,
     /// Limit of the block cache
     #[arg(long, value_name = "BYTES", value_parser = units::bytes, default_value = "10GiB")]
     pub cache_bytes: u64,

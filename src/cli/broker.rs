@@ -181,6 +181,7 @@ fn build(
         include,
         exclude,
         on_discard: args.on_discard.clone(),
+        evict_compacted: args.evict_compacted,
         forget_archived_pages: matches!(args.log_open, LogOpen::Cached),
         ..TierConfig::default()
     };
@@ -234,7 +235,8 @@ fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
         LogOpen::Cached => LogOpenMode::Cached,
         LogOpen::Direct => LogOpenMode::Direct,
     };
-    Ok(VfsConfig { log_open_mode, write_delay: std::time::Duration::from_millis(delay) })
+    let write_delay = std::time::Duration::from_millis(delay);
+    Ok(VfsConfig { log_open_mode, evict_compacted: args.evict_compacted, write_delay })
 }
 
 /// The store's identity, learnt at the first upload, is kept with the data.

@@ -48,8 +48,11 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
         tier: None,
         clock: clock.clone(),
     };
-    let config =
-        VfsConfig { log_open_mode: LogOpenMode::Direct, write_delay: std::time::Duration::ZERO };
+    let config = VfsConfig {
+        log_open_mode: LogOpenMode::Direct,
+        evict_compacted: false,
+        write_delay: std::time::Duration::ZERO,
+    };
     let vfs = Arc::new(Vfs::new(None, archive, reader, status.text(), clock, config));
     let fuse = FuseConfig {
         source,

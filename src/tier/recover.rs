@@ -81,6 +81,10 @@ impl Tier {
             let segment = chain.as_ref().zip(base).and_then(|(c, base)| c.find(base).cloned());
             match log.content() {
                 Content::Hot(_) => {
+                    // What the cleaner merged may have more offsets than bytes.
+                    let end = base.and_then(|b| ends.get(&b));
+                    let segment = segment
+                        .filter(|s| !s.compacted || end.is_none_or(|end| s.end_offset >= *end));
                     let matched = segment.is_some_and(|s| match_hot(&id, &log, &s));
                     report.archived_files += u64::from(matched);
                 }

@@ -84,9 +84,11 @@ pub(super) enum Verdict {
 
 /// Judges a scanned segment against the archive.
 pub(super) fn judge(view: &ArchiveView, segment: &Scanned, missing: &[Missing]) -> Verdict {
+    // The cleaner merges segments, and what it merges may add offsets and no bytes.
     if let Some(same) = &view.same_base
         && same.size_bytes == segment.size_bytes
         && same.sha256 == segment.sha256
+        && same.end_offset >= segment.end_offset
     {
         return Verdict::Adopt(same.clone());
     }
@@ -374,6 +376,16 @@ mod tests {
         assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
         let verdict = judge(&view(&[(0, 10, false)], 50), &scanned(5, 10, b"b", true), &[]);
         assert!(matches!(verdict, Verdict::Held(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn the_same_bytes_for_more_offsets_are_another_generation() {
+        let mut v = view(&[(0, 10, false), (10, 20, false)], 50);
+        v.same_base = Some(archived(0, 10, b"a"));
+        let verdict = judge(&v, &scanned(0, 20, b"a", true), &[]);
+        assert_eq!(verdict, Verdict::Replace { from_offset: 0, to_offset: 20, extend: None });
+        let verdict = judge(&v, &scanned(0, 5, b"a", true), &[]);
+        assert_eq!(verdict, Verdict::Adopt(archived(0, 10, b"a")));
     }
 
     #[test]

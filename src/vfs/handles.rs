@@ -8,7 +8,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Mutex, RwLock};
@@ -16,16 +15,13 @@ use parking_lot::{Mutex, RwLock};
 use super::archive::ArchiveFile;
 use super::local::{AskedMode, Caller, Listing, read_full, strip_set_id};
 use super::nodes::Node;
-use super::{Later, LogOpenMode, Vfs, VfsError};
+use super::{Later, LogOpenMode, Vfs, VfsError, cleaner};
 use crate::catalog::{LogFile, Piece};
 use crate::local::{Extent, Stub};
-use crate::read::{ObjectSource, ReadError, ReadHint, ReadStreams, Reader};
+use crate::read::{ObjectSource, ReadHint, ReadStreams, Reader};
 use crate::store::names as objects;
 
 type Result<T> = std::result::Result<T, VfsError>;
-
-/// How long a log cleaner's read waits before it asks the store again.
-const CLEANER_RETRY: Duration = Duration::from_secs(1);
 
 /// An open file or directory.
 pub enum Handle {
@@ -116,6 +112,7 @@ impl Vfs {
             (_, Some(file)) => (Handle::Plain(node, file.clone()), OpenAs::Passthrough(file)),
             (Some(log), None) => {
                 let open_as = match self.config.log_open_mode {
+                    LogOpenMode::Cached if self.cleaner_waits_in(&log) => OpenAs::Direct,
                     LogOpenMode::Cached => OpenAs::CachedKeep,
                     LogOpenMode::Direct => OpenAs::Direct,
                 };
@@ -124,6 +121,12 @@ impl Vfs {
             (None, None) => (Handle::Dir(Mutex::default()), OpenAs::Direct),
         };
         Opened { fh: self.handles.insert(handle), open_as }
+    }
+
+    /// Whether a read of this file may wait without a limit: it must not hold pages meanwhile that others want.
+    fn cleaner_waits_in(&self, log: &LogFile) -> bool {
+        let local = self.local.as_ref().filter(|_| self.config.evict_compacted);
+        local.is_some_and(|local| local.catalog.is_compacted(&log.place().0))
     }
 
     /// Closes a descriptor of any kind.
@@ -317,7 +320,7 @@ async fn read_pieces(
     Ok(out.freeze())
 }
 
-/// A read error in the log cleaner takes the broker's whole log dir offline, so its threads wait.
+/// A log cleaner is answered when the bytes are there.
 async fn read_archived(
     reader: &Reader,
     streams: &ReadStreams,
@@ -326,23 +329,14 @@ async fn read_archived(
     caller: Caller,
 ) -> Result<Bytes> {
     let hint = ReadHint { broker: true };
+    let mut failures = 0;
     loop {
         match reader.read(source, streams, at, len, hint).await {
-            Err(ReadError::Unavailable(_) | ReadError::Deadline { .. })
-                if is_cleaner(caller.tid) =>
-            {
-                tracing::warn!(object = %source.log_key, "the log cleaner waits for the store");
-                tokio::time::sleep(CLEANER_RETRY).await;
+            Err(error) if cleaner::must_wait(caller.tid) => {
+                cleaner::pause(source, &error, failures).await;
+                failures += 1;
             }
             other => return Ok(other?),
         }
     }
-}
-
-/// The JVM gives its threads' names to the kernel, cut to 15 bytes: `kafka-log-cleaner-thread-0`
-/// arrives as its first 15 bytes, or in newer JVMs as its first 7, `..` and its last 6.
-fn is_cleaner(tid: u32) -> bool {
-    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
-    let comm = comm.trim_end();
-    comm == "kafka-log-clean" || (comm.starts_with("kafka-l..") && comm.contains("ead-"))
 }

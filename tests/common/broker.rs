@@ -117,16 +117,11 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Starts it and waits until it serves.
-    pub fn start(&mut self) {
+    fn launch(&mut self) -> Running {
         self.runs += 1;
         if let Some(zookeeper) = &self.zookeeper {
             zookeeper.wait_until_gone(BROKER_ID);
         }
-        let started = match self.zookeeper {
-            None => "Kafka Server started".to_owned(),
-            Some(_) => format!("[KafkaServer id={BROKER_ID}] started"),
-        };
         let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka");
         let mut command = children::java(&self.version, "512m");
         command.arg(format!(
@@ -136,7 +131,16 @@ impl Broker {
         command.arg(children::log4j_1());
         command.arg("kafka.Kafka").arg(self.properties());
         let log = self.dir.join(format!("broker-{}.out", self.runs));
-        let mut process = Running::start(command, "the broker", log);
+        Running::start(command, "the broker", log)
+    }
+
+    /// Starts it and waits until it serves.
+    pub fn start(&mut self) {
+        let mut process = self.launch();
+        let started = match self.zookeeper {
+            None => "Kafka Server started".to_owned(),
+            Some(_) => format!("[KafkaServer id={BROKER_ID}] started"),
+        };
         wait_until("the broker to start", 120, || {
             assert!(
                 process.ended().is_none(),
@@ -146,6 +150,14 @@ impl Broker {
             super::unless(process.output().contains(&started), || process.tail())
         });
         self.process = Some(process);
+    }
+
+    /// Starts it where it cannot serve, and waits until it gives up. Returns what it said.
+    pub fn start_in_vain(&mut self) -> String {
+        let mut process = self.launch();
+        let status = process.wait(120);
+        assert!(!status.success(), "the broker ended as if all were well:\n{}", process.tail());
+        process.output()
     }
 
     /// Process id of the running broker.

@@ -125,6 +125,24 @@ impl Ledger {
         Running::start(command, "the producer", log)
     }
 
+    /// `transactions` of 100 records each, every fourth aborted, and then what `more` says. Returns how many records were committed,
+    /// and how many were not.
+    pub fn transact(
+        &self,
+        broker: &Broker,
+        id: &str,
+        transactions: u64,
+        more: &[&str],
+    ) -> [u64; 2] {
+        let mut command = tool("transact");
+        command.args(["--bootstrap", &broker.bootstrap(), "--topic", &self.topic, "--ledger"]);
+        command.arg(&self.file).args(["--partitions", &self.partitions.to_string()]);
+        command.args(["--transactional-id", id, "--transactions", &transactions.to_string()]);
+        command.args(["--abort-every", "4"]).args(more);
+        let answer = json(&children::run(command, "writing transactions"));
+        ["committed", "uncommitted"].map(|of| answer[of].as_u64().unwrap())
+    }
+
     /// Reads everything from offset 0 and proves it against the ledger.
     pub fn prove(&self, broker: &Broker) -> Value {
         self.prove_with(broker, &[])

@@ -18,6 +18,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Set;
+import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
 import java.util.concurrent.atomic.AtomicReference;
@@ -31,9 +32,13 @@ import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.RecordsToDelete;
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.clients.producer.RecordMetadata;
+import org.apache.kafka.common.KafkaFuture;
 import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.TopicPartitionReplica;
 import org.apache.kafka.common.config.ConfigResource;
 import org.apache.kafka.common.serialization.ByteArrayDeserializer;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
@@ -142,6 +147,22 @@ public final class Ledger {
             return value;
         }
 
+        /** The ledger that the file holds, or a new one as the arguments say. */
+        static Book open(File file, Args args) throws Exception {
+            if (file.exists()) {
+                return load(file);
+            }
+            Book book = new Book();
+            book.topic = args.text("topic");
+            book.seed = args.number("seed", 1);
+            book.size = (int) args.number("size", 1000);
+            book.keys = args.number("keys", 0);
+            book.light = args.flag("light");
+            book.accounts = new Account[(int) args.number("partitions", 1)];
+            Arrays.setAll(book.accounts, p -> new Account());
+            return book;
+        }
+
         static Book load(File file) throws Exception {
             JsonNode root = JSON.readTree(file);
             Book book = new Book();
@@ -189,21 +210,7 @@ public final class Ledger {
 
     // --- produce ---------------------------------------------------------------------------------------------------------------------
 
-    static void produce(Args args) throws Exception {
-        File file = new File(args.text("ledger"));
-        Book book;
-        if (file.exists()) {
-            book = Book.load(file);
-        } else {
-            book = new Book();
-            book.topic = args.text("topic");
-            book.seed = args.number("seed", 1);
-            book.size = (int) args.number("size", 1000);
-            book.keys = args.number("keys", 0);
-            book.light = args.flag("light");
-            book.accounts = new Account[(int) args.number("partitions", 1)];
-            Arrays.setAll(book.accounts, p -> new Account());
-        }
+    private static Properties producerSettings(Args args) {
         Properties p = new Properties();
         p.put("bootstrap.servers", args.text("bootstrap"));
         p.put("key.serializer", ByteArraySerializer.class.getName());
@@ -217,6 +224,13 @@ public final class Ledger {
         p.put("delivery.timeout.ms", args.text("delivery-timeout-ms", "120000"));
         p.put("request.timeout.ms", args.text("request-timeout-ms", "15000"));
         p.put("max.block.ms", args.text("delivery-timeout-ms", "120000"));
+        return p;
+    }
+
+    static void produce(Args args) throws Exception {
+        File file = new File(args.text("ledger"));
+        Book book = Book.open(file, args);
+        Properties p = producerSettings(args);
         long records = args.number("records", 1000);
         long rate = args.number("rate", 0);
         long unmeasured = args.number("unmeasured", 0);
@@ -295,6 +309,62 @@ public final class Ledger {
 
     private static double percentile(int[] sorted, int count, double q) {
         return count == 0 ? -1 : sorted[(int) Math.min(count - 1, Math.floor(q * count))] / 1000.0;
+    }
+
+    record Sent(Account account, long number, byte[] value, Future<RecordMetadata> answer) {}
+
+    private static List<Sent> sendAll(KafkaProducer<byte[], byte[]> producer, Book book, long records) {
+        List<Sent> sent = new ArrayList<>();
+        for (long i = 0; i < records; i++) {
+            int partition = (int) (i % book.accounts.length);
+            Account account = book.accounts[partition];
+            long number = account.next++;
+            byte[] value = book.value(partition, number);
+            sent.add(new Sent(account, number, value, producer.send(new ProducerRecord<>(book.topic, partition, null, value))));
+        }
+        producer.flush();
+        return sent;
+    }
+
+    /**
+     * Writes {@code --transactions} of {@code --per-transaction} records; each {@code --abort-every}th is aborted, and with {@code --leave-open}
+     * one more is neither committed nor aborted when this process ends. The ledger gets only what was committed.
+     */
+    static void transact(Args args) throws Exception {
+        File file = new File(args.text("ledger"));
+        Book book = Book.open(file, args);
+        Properties p = producerSettings(args);
+        p.put("transactional.id", args.text("transactional-id"));
+        long records = args.number("per-transaction", 100);
+        long abortEvery = args.number("abort-every", Long.MAX_VALUE);
+        long committed = 0, uncommitted = 0;
+        KafkaProducer<byte[], byte[]> producer = new KafkaProducer<>(p);
+        producer.initTransactions();
+        for (long t = 1; t <= args.number("transactions", 1); t++) {
+            producer.beginTransaction();
+            List<Sent> sent = sendAll(producer, book, records);
+            if (t % abortEvery == 0) {
+                producer.abortTransaction();
+                uncommitted += sent.size();
+                continue;
+            }
+            producer.commitTransaction();
+            committed += sent.size();
+            for (Sent s : sent) {
+                s.account.add(s.number, s.answer.get().offset(), crc32(s.value), s.value.length);
+            }
+        }
+        if (args.flag("leave-open")) {
+            producer.beginTransaction();
+            for (Sent s : sendAll(producer, book, records)) {
+                s.answer.get();
+                uncommitted++;
+            }
+        } else {
+            producer.close();
+        }
+        book.save(file);
+        System.out.println(JSON.createObjectNode().put("committed", committed).put("uncommitted", uncommitted));
     }
 
     // --- consume ---------------------------------------------------------------------------------------------------------------------
@@ -407,6 +477,7 @@ public final class Ledger {
         p.put("key.deserializer", ByteArrayDeserializer.class.getName());
         p.put("value.deserializer", ByteArrayDeserializer.class.getName());
         p.put("auto.offset.reset", "none");
+        p.put("isolation.level", args.flag("read-committed") ? "read_committed" : "read_uncommitted");
         p.put("check.crcs", "true");
         p.put("max.poll.records", "5000");
         p.put("fetch.max.bytes", args.text("fetch-max-bytes", "52428800"));
@@ -536,6 +607,51 @@ public final class Ledger {
         }
     }
 
+    /** Asks for a partition's replica to be moved to another log dir of its broker; the broker does it in the background. */
+    static void move(Args args) throws Exception {
+        try (Admin admin = admin(args)) {
+            TopicPartitionReplica replica = new TopicPartitionReplica(args.text("topic"), (int) args.number("partition", 0), 1);
+            admin.alterReplicaLogDirs(Map.of(replica, args.text("to"))).all().get();
+        }
+    }
+
+    static void throttleMoves(Args args) throws Exception {
+        try (Admin admin = admin(args)) {
+            ConfigEntry limit = new ConfigEntry("replica.alter.log.dirs.io.max.bytes.per.second", args.text("bytes-per-s"));
+            ConfigResource broker = new ConfigResource(ConfigResource.Type.BROKER, "1");
+            admin.incrementalAlterConfigs(Map.of(broker, List.of(new AlterConfigOp(limit, AlterConfigOp.OpType.SET)))).all().get();
+        }
+    }
+
+    /**
+     * Each of {@code --groups} consumer groups commits offsets 1 to {@code --rounds} of partition 0, each with about 2000 bytes of metadata;
+     * with {@code --check} the last one is what they must have.
+     */
+    static void groups(Args args) throws Exception {
+        TopicPartition tp = new TopicPartition(args.text("topic"), 0);
+        long rounds = args.number("rounds", 1);
+        try (Admin admin = admin(args)) {
+            for (long round = args.flag("check") ? rounds : 1; round <= rounds; round++) {
+                List<KafkaFuture<?>> answers = new ArrayList<>();
+                for (int g = 0; g < args.number("groups", 1); g++) {
+                    String metadata = ("group " + g + " round " + round + " ").repeat(100);
+                    OffsetAndMetadata wanted = new OffsetAndMetadata(round, metadata);
+                    if (!args.flag("check")) {
+                        answers.add(admin.alterConsumerGroupOffsets("group-" + g, Map.of(tp, wanted)).all());
+                        continue;
+                    }
+                    OffsetAndMetadata found = admin.listConsumerGroupOffsets("group-" + g).partitionsToOffsetAndMetadata().get().get(tp);
+                    if (found == null || found.offset() != round || !found.metadata().equals(metadata)) {
+                        throw new Failed("group " + g + " has " + found + " and had committed " + round);
+                    }
+                }
+                for (KafkaFuture<?> answer : answers) {
+                    answer.get();
+                }
+            }
+        }
+    }
+
     static void offsets(Args args) throws Exception {
         Properties p = new Properties();
         p.put("bootstrap.servers", args.text("bootstrap"));
@@ -564,7 +680,8 @@ public final class Ledger {
         }
 
         private static final Set<String> FLAGS = Set.of(
-                "no-idempotence", "tolerate-failures", "light", "allow-trimmed", "compacted", "create", "delete", "alter");
+                "no-idempotence", "tolerate-failures", "light", "allow-trimmed", "compacted", "create", "delete", "alter",
+                "leave-open", "read-committed", "check");
         private final Map<String, List<String>> given = new HashMap<>();
 
         Args(String[] words) {
@@ -611,12 +728,16 @@ public final class Ledger {
             Args args = new Args(words);
             switch (words.length == 0 ? "" : words[0]) {
                 case "produce" -> produce(args);
+                case "transact" -> transact(args);
                 case "consume" -> consume(args);
                 case "topic" -> topic(args);
                 case "delete-records" -> deleteRecords(args);
                 case "offsets" -> offsets(args);
+                case "move" -> move(args);
+                case "throttle-moves" -> throttleMoves(args);
+                case "groups" -> groups(args);
                 case "sum" -> sum(args);
-                default -> throw new Args.Usage("produce | consume | sum | topic | delete-records | offsets");
+                default -> throw new Args.Usage("produce | transact | consume | sum | topic | delete-records | offsets | move | throttle-moves | groups");
             }
         } catch (Args.Usage e) {
             System.err.println("Ledger: " + e.getMessage());
