@@ -305,18 +305,15 @@ fn rename_deleted(mount: &super::world::Mount, base: i64, noted: bool) {
     let (from, to) = (name(base), format!("{}.deleted", name(base)));
     if noted {
         mount.tier.note_rename(&dir, &from, &to);
-    } else {
-        // As long as that stands, it is not archived from the log dir.
-        let note = FateNote { fate: Fate::Other, next_base: None };
-        mount.tier.fates.lock().insert(dir.log(&from).unwrap().id, note);
     }
     dir.rename_log(&from, &to).unwrap();
 }
 
-/// Kafka unlinks what it renamed, and why is told by the names alone.
-fn unlink_deleted(mount: &super::world::Mount, base: i64) {
-    mount.tier.fates.lock().clear();
-    mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
+/// Renames a segment, and the archive passes it over: nobody takes it for retention's until the notes are gone.
+fn rename_unseen(mount: &super::world::Mount, base: i64) {
+    let id = mount.log("t-0", base).id;
+    rename_deleted(mount, base, false);
+    mount.tier.fates.lock().insert(id, FateNote { fate: Fate::Other, next_base: None });
 }
 
 fn long_world() -> World {
@@ -345,21 +342,36 @@ async fn what_retention_has_only_renamed_goes_before_the_segments_behind_it() {
 }
 
 #[tokio::test]
+async fn after_a_restart_too_what_retention_has_only_renamed_goes_first() {
+    let world = long_world();
+    let mount = world.mount();
+    for base in [0, 100] {
+        rename_deleted(&mount, base, true);
+    }
+    drop(mount);
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    let expected = [(0, 100), (100, 200), (200, 300), (300, 400)];
+    assert_eq!(world.check_archive("t-0").await, expected);
+}
+
+#[tokio::test]
 async fn parts_of_a_gap_are_filled_as_kafka_unlinks_them() {
     let world = long_world();
     world.checkpoints(&[("t-0", 100)]);
     let mount = world.mount();
     mount.drain().await.unwrap();
     for base in [100, 200] {
-        rename_deleted(&mount, base, false);
+        rename_unseen(&mount, base);
     }
     world.checkpoints(&[("t-0", 500)]);
     mount.catalog.root_file_replaced("replication-offset-checkpoint").unwrap();
     mount.drain().await.unwrap();
     assert_eq!(world.check_archive("t-0").await, [(0, 100), (300, 400)]);
     mount.retire("t-0", 0);
+    mount.tier.fates.lock().clear();
     for base in [100, 200] {
-        unlink_deleted(&mount, base);
+        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
         mount.drain().await.unwrap();
     }
     let expected = [(0, 100), (100, 200), (200, 300), (300, 400)];
@@ -372,12 +384,13 @@ async fn what_kafka_discards_from_before_the_archives_start_stops_nobody() {
     let world = long_world();
     let mount = world.mount();
     for base in [0, 100] {
-        rename_deleted(&mount, base, false);
+        rename_unseen(&mount, base);
     }
     mount.drain().await.unwrap();
     assert_eq!(world.check_archive("t-0").await, [(200, 300), (300, 400)]);
+    mount.tier.fates.lock().clear();
     for base in [0, 100] {
-        unlink_deleted(&mount, base);
+        mount.tier.unlink(&mount.dir("t-0"), &format!("{}.deleted", name(base))).unwrap();
     }
     let ends = mount.drain().await.unwrap();
     assert!(matches!(ends[..], [Done::Quarantined(_), Done::Quarantined(_)]), "{ends:?}");
