@@ -20,7 +20,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     stripes: [Mutex<()>; STRIPES],
     counters: Arc<Counters>,
+    /// Whether it was said that the disk is read-only: that concerns every object.
+    read_only_said: AtomicBool,
     /// Holds the flock.
     _lock: File,
 }
@@ -185,6 +187,7 @@ impl BlockCache {
             ledger: Mutex::new(ledger),
             stripes: std::array::from_fn(|_| Mutex::new(())),
             counters: Arc::default(),
+            read_only_said: AtomicBool::new(false),
             _lock: lock,
         });
         shared.shrink();
@@ -250,10 +253,7 @@ impl BlockCache {
         let files = match self.shared.create_files(name, size_bytes, &encoded) {
             Ok(files) => files,
             Err(e) => {
-                // What concerns the whole disk is said once, elsewhere.
-                if e.kind() != io::ErrorKind::StorageFull {
-                    tracing::warn!(object = %key, error = %e, "cannot cache this object");
-                }
+                self.shared.say_not_cached(key, &e);
                 return Ok(CachedObject::new(map, None, &self.shared));
             }
         };
@@ -375,6 +375,18 @@ impl BlockCache {
 impl Shared {
     fn stripe(&self, name: Name) -> MutexGuard<'_, ()> {
         self.stripes[usize::from(name.0[15]) % STRIPES].lock()
+    }
+
+    /// A full disk is said once, elsewhere; a read-only one here.
+    fn say_not_cached(&self, key: &ObjectKey, error: &io::Error) {
+        let said = match error.kind() {
+            io::ErrorKind::StorageFull => true,
+            io::ErrorKind::ReadOnlyFilesystem => self.read_only_said.swap(true, Ordering::Relaxed),
+            _ => false,
+        };
+        if !said {
+            tracing::warn!(object = %key, %error, "cannot cache this object");
+        }
     }
 
     /// The filesystem's figure for the object's space goes into the books.

@@ -1,5 +1,5 @@
 //! A data directory on a small disk of its own that fills up to the last block: appends fail as on ext4, nothing that was acknowledged is
-//! lost, and space comes back by itself once the archive can take what is closed.
+//! lost, and space comes back by itself once the archive can take what is closed. And one that turns read-only, as ext4 does after an error.
 
 mod common;
 
@@ -21,6 +21,7 @@ const DISK_BYTES: u64 = 48 * MIB;
 
 /// A filesystem in a file, mounted; unmounted when dropped.
 struct SmallDisk {
+    image: PathBuf,
     at: PathBuf,
 }
 
@@ -33,8 +34,27 @@ impl SmallDisk {
             .args(["-q", "-F", "-m", "0", "-N"])
             .arg(inodes.to_string())
             .arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&at));
-        Self { at }
+        let disk = Self { image, at };
+        disk.mount();
+        disk
+    }
+
+    fn mount(&self) {
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.at));
+    }
+
+    /// What ext4 does when it finds an error: nothing can be written any more.
+    fn turn_read_only(&self) {
+        run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.at));
+    }
+
+    /// What an operator does then.
+    fn repair(&self) {
+        run(Command::new("umount").arg(&self.at));
+        let checked = Command::new("e2fsck").arg("-fy").arg(&self.image).output().unwrap();
+        // 1: errors were corrected.
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+        self.mount();
     }
 
     fn space(&self) -> rustix::fs::StatVfs {
@@ -289,4 +309,58 @@ fn a_disk_without_inodes_still_lets_evictions_go_on() {
         unless(cold == 7, || format!("{cold}; {}", world.mount().status()))
     });
     world.compare();
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_still_read_from_and_goes_on_after_its_repair() {
+    let mut world = World::new("read-only", 4096, &["--hot-bytes", "1"]);
+    let p = Partition::new("ro-0", 6, 64);
+    world.both(&format());
+    world.both(&p.create());
+    let metadata = File::open(world.mount().path("ro-0/partition.metadata")).unwrap();
+    metadata.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    drop(metadata);
+    world.both(&committed(&[&p]));
+    let cold = |world: &World, wanted: u64| {
+        wait_until("segments to go cold", 60, || {
+            let totals = world.mount().status()["totals"].clone();
+            unless(totals["cold_segments"] == wanted, || totals.to_string())
+        });
+    };
+    cold(&world, 5);
+    run(Command::new("sync").arg("-f").arg(&world.disk.at));
+    // As a broker holds it.
+    let mut active = open_at_end(&world.mount().path(&p.log(5)));
+    world.disk.turn_read_only();
+    for _ in 0..20 {
+        let refused = active.write_all(b"more").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(Errno::ROFS.raw_os_error()), "{refused}");
+    }
+    drop(active);
+    // Hot ones from the disk, cold ones from the store, past the cache that cannot be written.
+    world.compare();
+    // More to do for the tiering, which cannot do it.
+    world.store(false);
+    world.store(true);
+    std::thread::sleep(Duration::from_secs(8));
+    world.compare();
+    let log = world.mount().log();
+    let loud = log.lines().filter(|l| l.contains("ERROR") || l.contains("WARN")).count();
+    assert!((1..20).contains(&loud), "{loud} lines:\n{log}");
+    assert!(log.contains("Read-only file system"), "{log}");
+
+    world.mount.take().unwrap().umount();
+    world.disk.repair();
+    world.mount = Some(world.command.start());
+    world.compare();
+    let mut q = Partition::new("ro-0", 8, 64);
+    q.bases.truncate(8);
+    for at in 6..8 {
+        world.both(&q.write(at));
+    }
+    world.both(&committed(&[&q]));
+    cold(&world, 7);
+    world.compare();
+    world.mount.take().unwrap().umount();
+    fsck::archived(&world.scratch.path().join("store"));
 }

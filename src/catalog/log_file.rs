@@ -173,15 +173,18 @@ impl LogFile {
         *self.archived.write() = None;
     }
 
-    /// Notes one more open descriptor. Opens the local file if there is one and none was open.
-    pub fn open(&self) -> io::Result<()> {
+    /// Notes one more open descriptor. Opens the local file if there is one and none was open. On a disk that has become
+    /// read-only it can be read all the same, and `write` fails.
+    pub fn open(&self, write: bool) -> io::Result<()> {
         let mut s = self.state.write();
         match &s.content {
             Content::Hot(None) if !s.linked => return Err(rustix::io::Errno::STALE.into()),
-            Content::Hot(None) => {
-                let file = s.dir.with_path(&s.name, open_rw)?;
-                s.content = Content::Hot(Some(Arc::new(file)));
-            }
+            Content::Hot(None) => match s.dir.with_path(&s.name, open_rw) {
+                Ok(file) => s.content = Content::Hot(Some(Arc::new(file))),
+                // Each read and write then opens it for itself.
+                Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem && !write => {}
+                Err(e) => return Err(e),
+            },
             Content::Broken(why) => return Err(broken(why)),
             Content::Hot(Some(_)) | Content::Cold(_) | Content::Overlaid(..) => {}
         }

@@ -269,7 +269,7 @@ impl PartitionDir {
             if exclusive {
                 return Err(io::Error::from(io::ErrorKind::AlreadyExists));
             }
-            log.open()?;
+            log.open(true)?;
             return Ok(log.clone());
         }
         let file = self.with_path(name, |path| create_file(path, mode, owner))?;

@@ -139,7 +139,7 @@ fn an_open_descriptor_reads_on_through_an_eviction() {
     let bytes = sample(1000);
     let world = World::new(&bytes);
     let log = world.log();
-    log.open().unwrap();
+    log.open(true).unwrap();
     assert!(log.hot_file().is_some());
     assert!(world.evict(&bytes));
     assert!(log.hot_file().is_none());
@@ -284,7 +284,7 @@ fn a_damaged_stub_keeps_its_name_and_every_use_of_it_fails() {
     let io = rustix::io::Errno::IO.raw_os_error();
     assert_eq!(log.stat().unwrap_err().raw_os_error(), Some(io));
     assert_eq!(log.plan_read(0, 1).unwrap_err().raw_os_error(), Some(io));
-    assert_eq!(log.open().unwrap_err().raw_os_error(), Some(io));
+    assert_eq!(log.open(true).unwrap_err().raw_os_error(), Some(io));
     log.repair(archived(&bytes, 0).stub).unwrap();
     world.reopen();
     assert_eq!(read(&world.log(), &bytes, 0, 2000), bytes);

@@ -189,7 +189,7 @@ impl LocalTree {
         let node = self.node(ino)?;
         let file = match node.kind() {
             NodeKind::Log(log) => {
-                log.open()?;
+                log.open(write)?;
                 None
             }
             NodeKind::Plain(_) => {

@@ -60,7 +60,7 @@ impl Walk {
         let bytes = sample(100_000);
         let world = World::new(&bytes);
         let log = world.log();
-        log.open().unwrap();
+        log.open(true).unwrap();
         let mode = log.stat().unwrap().mode;
         let (objects, xattrs, seen) = (HashMap::new(), BTreeMap::new(), Seen::default());
         Self { world, log, objects, bytes, mode, mtime: None, xattrs, seen }
@@ -187,7 +187,7 @@ impl Walk {
         self.log.close();
         self.world.reopen();
         self.log = self.world.log();
-        self.log.open().unwrap();
+        self.log.open(true).unwrap();
     }
 
     fn read(&self, offset: u64, len: usize) -> Vec<u8> {
