@@ -199,6 +199,9 @@ impl Mounted<'_> {
 
     /// Segments in the log dir of which something is missing, and which the broker goes on to delete.
     fn torn_and_deleted(&self, found: &Tree, target: &Tree) -> usize {
+        let goes_on = |name: &str| name.ends_with(".log") && !target.contains_key(name);
+        let back: BTreeSet<String> =
+            found.keys().filter(|n| goes_on(n)).map(|n| parent(n)).collect();
         let torn = found.iter().filter(|(name, bytes)| {
             let Some((dir, own)) = name.split_once('/') else { return false };
             let (Some(bytes), Some(base)) = (bytes, own.get(..20)) else { return false };
@@ -207,8 +210,9 @@ impl Mounted<'_> {
             };
             let tp = dir.split('.').next().unwrap();
             let lost = || !self.promise.of_discarded(tp, base, bytes).is_ok_and(|all| all);
-            // Or retention's renames survived out of order, which Kafka's own log does not survive either.
-            let is_back = self.rules == Rules::Strict && own.ends_with(".log");
+            // Or retention's renames survived out of order, which Kafka's own log does not survive either: what lies behind a name
+            // that is back looks truncated.
+            let is_back = self.rules == Rules::Strict && back.contains(dir);
             target.get(*name).is_none() && (is_back || lost())
         });
         torn.count()
