@@ -23,6 +23,8 @@ use super::stream::read_at;
 
 /// Files up to this length are sent in one request.
 const SINGLE_PUT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Shorter files go into a directory store through the page cache: for them preparing anything else costs more.
+const PAST_CACHE_BYTES_MIN: u64 = 256 * 1024;
 const PART_BYTES: u64 = 8 * 1024 * 1024;
 const PARTS_IN_FLIGHT_MAX: usize = 3;
 
@@ -37,7 +39,7 @@ impl Store {
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
         let length = range.end.saturating_sub(range.start);
-        if self.directory().is_some() {
+        if self.directory().is_some() && length >= PAST_CACHE_BYTES_MIN {
             return self.copy_file(key, file, range, rate).await;
         }
         if length <= SINGLE_PUT_BYTES_MAX {
