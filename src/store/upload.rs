@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -39,8 +40,8 @@ impl Store {
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
         let length = range.end.saturating_sub(range.start);
-        if self.directory().is_some() && length >= PAST_CACHE_BYTES_MIN {
-            return self.copy_file(key, file, range, rate).await;
+        if let Some(directory) = self.directory().filter(|_| length >= PAST_CACHE_BYTES_MIN) {
+            return self.copy_file(directory.root(), key, file, range, rate).await;
         }
         if length <= SINGLE_PUT_BYTES_MAX {
             rate.acquire(length).await;
@@ -66,16 +67,16 @@ impl Store {
         result
     }
 
-    /// Into a store that is a directory.
+    /// Into a store that is the directory `root`.
     async fn copy_file(
         &self,
+        root: &Path,
         key: &ObjectKey,
         file: &Arc<File>,
         range: Range<u64>,
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
-        let Some(root) = self.directory().map(|d| d.root().to_owned()) else { return Ok(()) };
-        let name = key.as_str().to_owned();
+        let (root, name) = (root.to_owned(), key.as_str().to_owned());
         let begin = || blocking(move || Staged::begin(&root, &name));
         let mut staged = self
             .run(Op::Put, key, 0, async { begin().await.map_err(|e| not_copied(key, &e)) })
