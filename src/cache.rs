@@ -28,7 +28,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::types::{ObjectKey, Sha256, block_count};
 use ledger::{Ledger, Name};
 use map::BlockMap;
-pub use object::{CachedObject, FoundBlocks};
+pub use object::{CachedObject, Filled, FoundBlocks};
 
 /// Limits of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,10 @@
 //! read. It knows one object at a time; which object holds which bytes of a file is its callers'.
 
 mod begin;
+mod body;
 mod fetch;
 mod flights;
+mod gather;
 mod outage;
 mod shelf;
 mod streams;
@@ -14,24 +16,33 @@ mod streams;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use lru::LruCache;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 use crate::cache::{BlockCache, FoundBlocks};
 use crate::manifest::Aux;
-use crate::store::Store;
+use crate::store::{RateLimiter, Store};
 use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
 use fetch::Permits;
 use flights::{Flight, Flights};
 use outage::Outage;
 use shelf::Shelf;
 pub use streams::ReadStreams;
-use streams::{Plan, Step};
+use streams::{Expected, Plan, Step};
+
+/// Starts of objects that a reader of the one before is about to reach.
+const EXPECTED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
+/// Rounds of looking into the cache and fetching, before a reader takes the bytes past it.
+const ROUNDS_MAX: u32 = 2;
 
 /// An archived `.log` and the `.aux` that proves its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +77,12 @@ pub struct ReadConfig {
     pub first_fetch_bytes: u64,
     /// Requests under way.
     pub inflight_requests_max: usize,
-    /// Bytes asked for and not stored yet.
+    /// Bytes asked for and not stored yet. They are on their way, not in memory.
     pub inflight_bytes_max: u64,
-    /// How far ahead of a sequential reader is fetched.
+    /// How far ahead of a sequential reader is fetched, less while several read.
     pub window_bytes_max: u64,
+    /// All cold reads together, per second.
+    pub fetch_bytes_per_second_max: Option<u64>,
     /// What prefetches may take of `inflight_requests_max` and `inflight_bytes_max`.
     pub prefetch_share_percent: u8,
 }
@@ -82,8 +95,9 @@ impl Default for ReadConfig {
             fetch_bytes_max: 8 * MIB,
             first_fetch_bytes: MIB / 4,
             inflight_requests_max: 16,
-            inflight_bytes_max: 128 * MIB,
-            window_bytes_max: 16 * MIB,
+            inflight_bytes_max: 192 * MIB,
+            window_bytes_max: 96 * MIB,
+            fetch_bytes_per_second_max: None,
             prefetch_share_percent: 75,
         }
     }
@@ -141,6 +155,12 @@ pub struct ReadCounters {
     pub aux_fetches: AtomicU64,
     /// Received.
     pub fetched_bytes: AtomicU64,
+    /// Requests repeated because the store failed.
+    pub retries: AtomicU64,
+    /// Second requests beside one that stalled.
+    pub hedges: AtomicU64,
+    /// Those of them that answered first.
+    pub hedges_won: AtomicU64,
     /// Requests repeated because the bytes were not those that were archived.
     pub refetched_damaged: AtomicU64,
     /// Fetches whose bytes could not be kept on disk.
@@ -156,7 +176,7 @@ pub struct ReadCounters {
 }
 
 struct Inner {
-    store: Option<Store>,
+    store: Option<body::Source>,
     cache: Arc<BlockCache>,
     config: ReadConfig,
     runtime: Handle,
@@ -166,6 +186,7 @@ struct Inner {
     outage: Outage,
     counters: ReadCounters,
     prefetches: AtomicUsize,
+    expected: Mutex<LruCache<ObjectKey, Expected>>,
 }
 
 /// Reads archived objects. Clones share everything.
@@ -183,8 +204,15 @@ impl Reader {
         config: ReadConfig,
         runtime: Handle,
     ) -> Self {
-        let inner = Inner {
+        let hedges = (config.inflight_requests_max / 4).clamp(1, Semaphore::MAX_PERMITS);
+        let source = |store| body::Source {
             store,
+            pace: Arc::default(),
+            rate: RateLimiter::new(config.fetch_bytes_per_second_max),
+            hedges: Arc::new(Semaphore::new(hedges)),
+        };
+        let inner = Inner {
+            store: store.map(source),
             cache,
             config,
             runtime,
@@ -194,6 +222,7 @@ impl Reader {
             outage: Outage::default(),
             counters: ReadCounters::default(),
             prefetches: AtomicUsize::new(0),
+            expected: Mutex::new(LruCache::new(EXPECTED_MAX)),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -226,8 +255,8 @@ impl Reader {
         }
         let object = self.inner.cached_object(source)?;
         let bytes = object.read(span.start, (span.end - span.start) as usize)?;
-        let plan = streams.note(step(source, &span, true, None), &self.inner.config);
-        self.inner.prefetch(source, plan.prefetch);
+        let plan = self.inner.plan(source, streams, &span, (true, None));
+        self.inner.prefetch(source, streams, plan.ahead);
         Some(bytes)
     }
 
@@ -244,9 +273,13 @@ impl Reader {
         if span.is_empty() {
             return Ok(Bytes::new());
         }
-        let step = step(source, &span, false, Some(hint.broker));
-        let plan = streams.note(step, &self.inner.config);
-        self.inner.within_deadline(self.inner.read(source, span, plan)).await
+        let plan = self.inner.plan(source, streams, &span, (false, Some(hint.broker)));
+        let Plan { demand_end, ahead } = plan;
+        // The reader's own request goes first.
+        let read = self.inner.read(source, span, demand_end, || {
+            self.inner.prefetch(source, streams, ahead.clone());
+        });
+        self.inner.within_deadline(read).await
     }
 
     /// The source's `.aux`, verified: from memory, the cache or the store.
@@ -258,16 +291,6 @@ impl Reader {
 fn span(source: &ObjectSource, offset: u64, len: usize) -> Range<u64> {
     let end = offset.saturating_add(len as u64).min(source.size_bytes);
     offset.min(end)..end
-}
-
-fn step<'a>(
-    source: &'a ObjectSource,
-    span: &Range<u64>,
-    hit: bool,
-    broker: Option<bool>,
-) -> Step<'a> {
-    let (offset, end) = (span.start, span.end);
-    Step { object: &source.log_key, size_bytes: source.size_bytes, offset, end, hit, broker }
 }
 
 fn blocks_of(bytes: &Range<u64>) -> Range<u64> {
@@ -293,48 +316,112 @@ impl Inner {
         result
     }
 
+    fn plan(
+        &self,
+        source: &ObjectSource,
+        streams: &ReadStreams,
+        span: &Range<u64>,
+        (hit, broker): (bool, Option<bool>),
+    ) -> Plan {
+        let expected = match span.start {
+            0 => self.expected.lock().pop(&source.log_key),
+            _ => None,
+        };
+        let step = Step {
+            object: &source.log_key,
+            size_bytes: source.size_bytes,
+            offset: span.start,
+            end: span.end,
+            hit,
+            broker,
+            expected,
+        };
+        streams.note(step, &self.config_now())
+    }
+
+    /// Readers share the window; when too much waits to be fetched ahead, nobody has one.
+    fn config_now(&self) -> ReadConfig {
+        let shared = self.config.window_bytes_max / (self.flights.objects() as u64).max(1);
+        let window = shared.max(self.config.fetch_bytes_max);
+        let full = self.prefetches.load(Ordering::Relaxed) >= Permits::queue_max(&self.config);
+        let window_bytes_max = if full { 0 } else { window.min(self.config.window_bytes_max) };
+        ReadConfig { window_bytes_max, ..self.config }
+    }
+
     async fn read(
         self: &Arc<Self>,
         source: &ObjectSource,
         span: Range<u64>,
-        plan: Plan,
+        demand_end: u64,
+        prefetch: impl Fn(),
     ) -> Result<Bytes, ReadError> {
-        let blocks = blocks_of(&span);
-        let FoundBlocks { found, missing } = self.look_up(source, blocks.clone()).await?;
-        let mut parts: BTreeMap<u64, Bytes> = found.into_iter().collect();
-        let flights = self.demand(source, &missing, block_count(plan.demand_end));
-        self.prefetch(source, plan.prefetch);
-        let mut again = Vec::new();
-        for flight in flights {
-            match flight.landed().await {
-                Ok(bytes) => {
-                    parts.insert(flight.blocks.start, bytes);
-                }
-                Err(e) if is_anothers(&e, &flight, &blocks) => {
-                    again.push(overlap(&flight.blocks, &blocks));
-                }
-                Err(e) => return Err(e),
+        let mut parts = BTreeMap::new();
+        let mut missing = vec![blocks_of(&span)];
+        for round in 0..=ROUNDS_MAX {
+            missing = self.look_up(source, missing, &mut parts).await?;
+            if missing.is_empty() || round == ROUNDS_MAX {
+                break;
+            }
+            let flights = self.demand(source, &missing, block_count(demand_end));
+            if round == 0 {
+                prefetch();
+            }
+            for flight in flights {
+                self.wait_for(source, &flight, &missing, &mut parts).await?;
             }
         }
-        for needed in again {
-            let fetch = |blocks, urgency| Arc::clone(self).fly(source.clone(), blocks, urgency);
-            let flight = Flights::alone(&self.runtime, needed.clone(), fetch);
-            parts.insert(needed.start, flight.landed().await?);
+        // The cache has lost them as soon as they came.
+        for run in missing {
+            add(&mut parts, self.bring(source, run).await?);
         }
         assemble(&parts, &span)
     }
 
+    /// Waits until a flight's blocks of `missing` can be had.
+    async fn wait_for(
+        self: &Arc<Self>,
+        source: &ObjectSource,
+        flight: &Flight,
+        missing: &[Range<u64>],
+        parts: &mut BTreeMap<u64, Bytes>,
+    ) -> Result<(), ReadError> {
+        for needed in missing.iter().map(|run| overlap(run, &flight.blocks)) {
+            if needed.is_empty() {
+                continue;
+            }
+            match flight.landed(needed.end).await {
+                Ok(()) => add(parts, flight.held()),
+                Err(e) if is_anothers(&e, flight, &needed) => {
+                    add(parts, self.bring(source, needed).await?);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what the cache has of `blocks` into `parts`; what neither has.
     async fn look_up(
         self: &Arc<Self>,
         source: &ObjectSource,
-        blocks: Range<u64>,
-    ) -> Result<FoundBlocks, ReadError> {
+        blocks: Vec<Range<u64>>,
+        parts: &mut BTreeMap<u64, Bytes>,
+    ) -> Result<Vec<Range<u64>>, ReadError> {
+        let blocks: Vec<_> = blocks.iter().flat_map(|run| without(run, parts)).collect();
+        if blocks.is_empty() {
+            return Ok(blocks);
+        }
         let (inner, source) = (Arc::clone(self), source.clone());
-        self.blocking(move || match inner.cached_object(&source) {
-            Some(object) => object.read_blocks(blocks),
-            None => FoundBlocks { found: Vec::new(), missing: vec![blocks] },
-        })
-        .await
+        let look_up = move || match inner.cached_object(&source) {
+            Some(object) => blocks.into_iter().map(|run| object.read_blocks(run)).collect(),
+            None => vec![FoundBlocks { found: Vec::new(), missing: blocks }],
+        };
+        let mut missing = Vec::new();
+        for got in self.blocking(look_up).await? {
+            add(parts, got.found);
+            missing.extend(got.missing);
+        }
+        Ok(missing)
     }
 }
 
@@ -342,13 +429,42 @@ impl Inner {
 /// a prefetch gives up sooner than a reader would.
 fn is_anothers(e: &ReadError, flight: &Flight, needed: &Range<u64>) -> bool {
     match e {
-        ReadError::Damaged { .. } => overlap(&flight.blocks, needed) != flight.blocks,
+        // Blocks land in order, so the next one is the damaged one.
+        ReadError::Damaged { .. } => !needed.contains(&flight.landed_to()),
         ReadError::Unavailable(_) => flight.began_as_prefetch,
         ReadError::Missing { .. }
         | ReadError::Unreadable { .. }
         | ReadError::Deadline { .. }
         | ReadError::Local(_) => false,
     }
+}
+
+/// Of two runs that begin with the same block the longer one stays.
+fn add(parts: &mut BTreeMap<u64, Bytes>, runs: Vec<(u64, Bytes)>) {
+    for (first, bytes) in runs {
+        if parts.get(&first).is_none_or(|known| known.len() < bytes.len()) {
+            parts.insert(first, bytes);
+        }
+    }
+}
+
+/// The parts of `run` that no part covers.
+fn without(run: &Range<u64>, parts: &BTreeMap<u64, Bytes>) -> Vec<Range<u64>> {
+    let (mut rest, mut at) = (Vec::new(), run.start);
+    for (&first, bytes) in parts {
+        let end = first + block_count(bytes.len() as u64);
+        if end <= at || first >= run.end {
+            continue;
+        }
+        if first > at {
+            rest.push(at..first);
+        }
+        at = end;
+    }
+    if at < run.end {
+        rest.push(at..run.end);
+    }
+    rest
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> Range<u64> {

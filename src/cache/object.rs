@@ -5,6 +5,8 @@
 //! an eviction in between costs a fetch, never a wrong byte. Readers and fillers share `gate`;
 //! taking bytes away needs it alone.
 
+mod pieces;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -15,6 +17,8 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use rustix::fs::FallocateFlags;
+
+pub use pieces::Filled;
 
 use super::ledger::{CHUNK_BYTES, Name};
 use super::map::{self, BlockMap};

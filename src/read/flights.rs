@@ -1,8 +1,9 @@
 //! Fetches under way, so that nobody fetches a block that somebody else is fetching.
 //!
 //! Invariant: the flights of one object never overlap. A flight is a task of its own: a reader that
-//! gives up does not end it. It leaves the table only after its blocks are in the cache, and looks
-//! there before it asks the store, so a reader who came just too late causes no second request.
+//! gives up does not end it. It looks into the cache before it asks the store, says how far it has got
+//! only when those blocks are in the cache (or in its hands), and leaves the table only after its last
+//! one, so a reader who came just too late causes no second request.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -10,8 +11,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -19,8 +18,18 @@ use tokio::sync::watch;
 use super::ReadError;
 use crate::types::ObjectKey;
 
-/// The verified bytes of whole blocks, or why there are none.
-pub(super) type Landed = Result<Bytes, ReadError>;
+/// How a fetch ended.
+pub(super) type Ended = Result<(), ReadError>;
+
+/// Verified runs that the cache could not keep: number of the first block, and the bytes.
+type Held = Arc<Mutex<Vec<(u64, Bytes)>>>;
+
+#[derive(Clone, Debug)]
+struct Progress {
+    /// All blocks before this one can be had.
+    landed_to: u64,
+    ended: Option<Ended>,
+}
 
 /// A fetch of consecutive blocks.
 pub(super) struct Flight {
@@ -28,31 +37,66 @@ pub(super) struct Flight {
     /// Whether nobody waited for it when it began.
     pub began_as_prefetch: bool,
     demanded: watch::Sender<bool>,
-    landed: Shared<BoxFuture<'static, Landed>>,
+    progress: watch::Receiver<Progress>,
+    held: Held,
 }
 
 impl Flight {
-    /// Waits for it.
-    pub async fn landed(&self) -> Landed {
-        self.landed.clone().await
+    /// Waits until the blocks before `end` can be had, as far as they are this flight's.
+    pub async fn landed(&self, end: u64) -> Ended {
+        let wanted = end.min(self.blocks.end);
+        let mut progress = self.progress.clone();
+        let seen = progress.wait_for(|p| p.landed_to >= wanted || p.ended.is_some()).await;
+        match seen {
+            Ok(progress) if progress.landed_to >= wanted => Ok(()),
+            Ok(progress) => progress.ended.clone().unwrap_or(Ok(())),
+            Err(_) => Err(ReadError::Local("a fetch ended early".to_owned())),
+        }
+    }
+
+    /// The first block that could not be had so far.
+    pub fn landed_to(&self) -> u64 {
+        self.progress.borrow().landed_to
+    }
+
+    /// What the cache could not keep.
+    pub fn held(&self) -> Vec<(u64, Bytes)> {
+        self.held.lock().clone()
     }
 }
 
-/// How urgent a flight is; it may become a demand while it waits.
-#[derive(Clone)]
-pub(super) struct Urgency(watch::Receiver<bool>);
+/// The fetching side of a flight.
+pub(super) struct Landing {
+    urgency: watch::Receiver<bool>,
+    progress: watch::Sender<Progress>,
+    held: Held,
+}
 
-impl Urgency {
-    /// Whether a reader waits for it.
+impl Landing {
+    /// Whether a reader waits for it; that may begin while it is under way.
     pub fn is_demand(&self) -> bool {
-        *self.0.borrow()
+        *self.urgency.borrow()
     }
 
     /// Ends when a reader begins to wait for it; never, if none can any more.
     pub async fn demanded(&mut self) {
-        if self.0.wait_for(|demand| *demand).await.is_err() {
+        if self.urgency.wait_for(|demand| *demand).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// All blocks before this one are in the cache or held.
+    pub fn landed(&self, landed_to: u64) {
+        self.progress.send_modify(|p| p.landed_to = p.landed_to.max(landed_to));
+    }
+
+    /// Keeps verified blocks for those who wait, as long as they do.
+    pub fn hold(&self, first_block: u64, bytes: Bytes) {
+        self.held.lock().push((first_block, bytes));
+    }
+
+    fn end(self, ended: Ended) {
+        self.progress.send_modify(|p| p.ended = Some(ended));
     }
 }
 
@@ -64,20 +108,23 @@ pub(super) struct Flights {
     table: Arc<Table>,
 }
 
+/// Fetches blocks and tells through the landing how far it is; gives the landing back.
+pub(super) trait Fetch<T>: Fn(Range<u64>, Landing) -> T {}
+impl<F: Fn(Range<u64>, Landing) -> T, T> Fetch<T> for F {}
+
 impl Flights {
     /// Flights that together cover `blocks`: those that are under way, and new ones of at most
     /// `piece_blocks` for the rest. They may reach beyond `blocks` on both sides.
-    pub fn claim<F, T>(
+    pub fn claim<T>(
         &self,
         runtime: &Handle,
         object: &ObjectKey,
         blocks: Range<u64>,
         (piece_blocks, demand): (u64, bool),
-        fetch: F,
+        fetch: impl Fetch<T>,
     ) -> Vec<Arc<Flight>>
     where
-        F: Fn(Range<u64>, Urgency) -> T,
-        T: Future<Output = Landed> + Send + 'static,
+        T: Future<Output = (Landing, Ended)> + Send + 'static,
     {
         let mut table = self.table.lock();
         let flights = table.entry(object.clone()).or_default();
@@ -107,37 +154,40 @@ impl Flights {
     }
 
     /// A flight of exactly these blocks that nobody joins.
-    pub fn alone<F, T>(runtime: &Handle, blocks: Range<u64>, fetch: F) -> Arc<Flight>
+    pub fn alone<T>(runtime: &Handle, blocks: Range<u64>, fetch: impl Fetch<T>) -> Arc<Flight>
     where
-        F: Fn(Range<u64>, Urgency) -> T,
-        T: Future<Output = Landed> + Send + 'static,
+        T: Future<Output = (Landing, Ended)> + Send + 'static,
     {
         take_off(runtime, blocks, true, &fetch, None)
     }
+
+    /// Objects that something is fetched of.
+    pub fn objects(&self) -> usize {
+        self.table.lock().len()
+    }
 }
 
-fn take_off<F, T>(
+fn take_off<T>(
     runtime: &Handle,
     blocks: Range<u64>,
     demand: bool,
-    fetch: &F,
+    fetch: &impl Fetch<T>,
     leave: Option<Leave>,
 ) -> Arc<Flight>
 where
-    F: Fn(Range<u64>, Urgency) -> T,
-    T: Future<Output = Landed> + Send + 'static,
+    T: Future<Output = (Landing, Ended)> + Send + 'static,
 {
     let (demanded, urgency) = watch::channel(demand);
-    let fetching = fetch(blocks.clone(), Urgency(urgency));
-    let task = runtime.spawn(async move {
+    let (progress, seen) = watch::channel(Progress { landed_to: blocks.start, ended: None });
+    let held = Held::default();
+    let landing = Landing { urgency, progress, held: Arc::clone(&held) };
+    let fetching = fetch(blocks.clone(), landing);
+    runtime.spawn(async move {
         let _leave = leave;
-        fetching.await
+        let (landing, ended) = fetching.await;
+        landing.end(ended);
     });
-    let landed = async move {
-        task.await.unwrap_or_else(|e| Err(ReadError::Local(format!("a fetch ended early: {e}"))))
-    };
-    let landed = landed.boxed().shared();
-    Arc::new(Flight { blocks, began_as_prefetch: !demand, demanded, landed })
+    Arc::new(Flight { blocks, began_as_prefetch: !demand, demanded, progress: seen, held })
 }
 
 /// Takes the flight off the table, however it ends.

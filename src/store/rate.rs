@@ -1,4 +1,4 @@
-//! A limit on bytes per second, shared by everything that uploads.
+//! A limit on bytes per second, shared by everything that uploads, or by all cold reads.
 //!
 //! Each caller reserves its place in the queue and sleeps until its turn, so callers together keep
 //! the rate whatever their sizes, and none starves.
@@ -39,6 +39,15 @@ impl RateLimiter {
         if let Some(bucket) = &self.0 {
             tokio::time::sleep_until(bucket.reserve(Instant::now(), bytes)).await;
         }
+    }
+}
+
+impl RateLimiter {
+    /// Books `bytes` that have been received; the time before which no more should be asked for.
+    #[must_use]
+    pub fn debit(&self, bytes: u64) -> Option<Instant> {
+        let bucket = self.0.as_ref()?;
+        Some(bucket.reserve(Instant::now(), bytes))
     }
 }
 

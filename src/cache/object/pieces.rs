@@ -1,0 +1,153 @@
+//! Filling an object with pieces of an answer as they come from the network.
+//!
+//! Invariant: as for every fill, a block gets into the file only after its bytes summed up to the
+//! archived checksum. The pieces are checked and written where they lie: nothing is put together first.
+
+use std::io::IoSlice;
+
+use super::*;
+
+/// Most pieces that one system call takes.
+const SLICES_MAX: usize = 1024;
+
+/// What became of a run of blocks.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Filled {
+    /// The first so many blocks are those that were archived.
+    pub verified_blocks: u64,
+    /// The block after them is not.
+    pub damaged: bool,
+    /// Why the verified ones could not be kept, if they could not: they are served from memory.
+    pub bypassed: Option<String>,
+}
+
+impl CachedObject {
+    /// Checks and stores whole blocks from `first_block` on that lie in `pieces`, one after the other;
+    /// the object's last block may be short. Whatever comes after a damaged block is left out.
+    pub fn fill_pieces(&self, first_block: u64, pieces: &[Bytes]) -> Result<Filled, FillError> {
+        let len: usize = pieces.iter().map(Bytes::len).sum();
+        let blocks = first_block..first_block + block_count(len as u64);
+        let span = self.span(&blocks);
+        if len == 0 || span.end - span.start != len as u64 {
+            return Err(FillError::NotBlocks { first_block, len });
+        }
+        let verified_blocks = self.verified(&blocks, pieces);
+        let good = first_block..first_block + verified_blocks;
+        let damaged = good.end < blocks.end;
+        let bypassed = match good.is_empty() {
+            true => None,
+            false => self.keep(&good, pieces).err(),
+        };
+        Ok(Filled { verified_blocks, damaged, bypassed })
+    }
+
+    /// How many blocks of `pieces` sum up before one does not.
+    fn verified(&self, blocks: &Range<u64>, pieces: &[Bytes]) -> u64 {
+        let mut rest = pieces.iter().map(|piece| &piece[..]);
+        let mut piece = rest.next().unwrap_or_default();
+        for block in blocks.clone() {
+            let span = self.span(&(block..block + 1));
+            let (mut left, mut crc) = ((span.end - span.start) as usize, 0);
+            while left > 0 {
+                if piece.is_empty() {
+                    let Some(next) = rest.next() else { return block - blocks.start };
+                    piece = next;
+                    continue;
+                }
+                let (head, tail) = piece.split_at(left.min(piece.len()));
+                crc = crc32c::crc32c_append(crc, head);
+                left -= head.len();
+                piece = tail;
+            }
+            if self.map.expected.get(block as usize) != Some(&crc) {
+                return block - blocks.start;
+            }
+        }
+        blocks.end - blocks.start
+    }
+
+    /// Writes verified blocks; the error says why they are not on disk.
+    fn keep(&self, blocks: &Range<u64>, pieces: &[Bytes]) -> Result<(), String> {
+        let files = self.files.as_ref().ok_or("the cache has no files for it")?;
+        let shared = self.shared.upgrade().ok_or("the cache is closed")?;
+        let absent = self.missing(blocks.clone());
+        let bytes: u64 = absent.iter().map(|run| self.span(run)).map(|s| s.end - s.start).sum();
+        if bytes == 0 {
+            return Ok(());
+        }
+        let room = shared.reserve(bytes).ok_or("it does not fit the budget")?;
+        let written = self.write_pieces(files, blocks, pieces);
+        shared.account(self);
+        let mut ledger = shared.ledger.lock();
+        ledger.touch(self.name, blocks.start / CHUNK_BLOCKS..(blocks.end - 1) / CHUNK_BLOCKS + 1);
+        drop(ledger);
+        drop(room);
+        shared.shrink();
+        match written {
+            Ok(true) => {
+                self.counters.filled_bytes.fetch_add(bytes, Ordering::Relaxed);
+                Ok(())
+            }
+            Ok(false) => Err("it was removed meanwhile".to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    /// False: the object was given up meanwhile. Blocks that are there already are written again, with
+    /// the same bytes.
+    fn write_pieces(
+        &self,
+        files: &Files,
+        blocks: &Range<u64>,
+        pieces: &[Bytes],
+    ) -> io::Result<bool> {
+        let given_up = self.gate.read();
+        if *given_up {
+            return Ok(false);
+        }
+        let span = self.span(blocks);
+        write_all_vectored(&files.data, pieces, span.start, span.end - span.start)?;
+        self.write_entries(files, blocks.clone(), true)?;
+        blocks.clone().for_each(|block| self.set_present(block, true));
+        Ok(true)
+    }
+}
+
+/// Writes the first `len` bytes of `pieces` at `position`.
+fn write_all_vectored(file: &File, pieces: &[Bytes], position: u64, len: u64) -> io::Result<()> {
+    let (mut at, end) = (position, position + len);
+    // Bytes of the pieces that are written.
+    let mut done = 0u64;
+    while at < end {
+        let slices = slices_from(pieces, done, end - at);
+        let wrote = match rustix::io::pwritev(file, &slices, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => n as u64,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(e) => return Err(e.into()),
+        };
+        at += wrote;
+        done += wrote;
+    }
+    Ok(())
+}
+
+/// At most `len` bytes of the pieces, without the first `skip`.
+fn slices_from(pieces: &[Bytes], mut skip: u64, mut len: u64) -> Vec<IoSlice<'_>> {
+    let mut slices = Vec::with_capacity(pieces.len().min(SLICES_MAX));
+    for piece in pieces {
+        let passed = skip.min(piece.len() as u64) as usize;
+        skip -= passed as u64;
+        let rest = &piece[passed..];
+        let part = &rest[..rest.len().min(usize::try_from(len).unwrap_or(usize::MAX))];
+        if part.is_empty() {
+            continue;
+        }
+        len -= part.len() as u64;
+        slices.push(IoSlice::new(part));
+        if slices.len() == SLICES_MAX || len == 0 {
+            break;
+        }
+    }
+    slices
+}
