@@ -359,12 +359,15 @@ impl Inner {
         let mut missing = vec![blocks_of(&span)];
         for round in 0..=ROUNDS_MAX {
             missing = self.look_up(source, missing, &mut parts).await?;
-            if missing.is_empty() || round == ROUNDS_MAX {
+            if round == ROUNDS_MAX {
                 break;
             }
             let flights = self.demand(source, &missing, block_count(demand_end));
             if round == 0 {
                 prefetch();
+            }
+            if missing.is_empty() {
+                break;
             }
             for flight in flights {
                 self.wait_for(source, &flight, &missing, &mut parts).await?;

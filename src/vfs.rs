@@ -8,6 +8,7 @@ mod attr;
 mod chains;
 mod cleaner;
 mod error;
+mod followers;
 mod handles;
 mod local;
 mod nodes;

@@ -206,6 +206,12 @@ impl PartitionDir {
         self.logs.lock().get(name).cloned()
     }
 
+    /// The log file of this name and those after it, `max` at most.
+    #[must_use]
+    pub fn logs_from(&self, name: &str, max: usize) -> Vec<Arc<LogFile>> {
+        self.logs.lock().range(name.to_owned()..).take(max).map(|(_, f)| f.clone()).collect()
+    }
+
     /// All `.log`-like names with their files.
     #[must_use]
     pub fn all_logs(&self) -> Vec<(String, Arc<LogFile>)> {

@@ -94,6 +94,12 @@ pub struct MountArgs {
     /// A cold read is answered within this time, if need be with an error
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "25s")]
     pub read_deadline: Duration,
+    /// Limit of all cold reads together, per second
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    pub fetch_rate: Option<u64>,
+    /// Bytes of cold reads asked of the store and not on local disk yet
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes, default_value = "192MiB")]
+    pub fetch_inflight_bytes: u64,
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     pub foreground: bool,

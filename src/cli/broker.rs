@@ -17,7 +17,7 @@ use crate::fuse::FuseConfig;
 use crate::local::datadir::Identity;
 use crate::local::{DataDir, Room};
 use crate::manifest::ManifestLog;
-use crate::read::{ReadConfig, ReadHint, ReadStreams, Reader};
+use crate::read::{ReadHint, ReadStreams, Reader};
 use crate::store::{Store, StoreIdentity};
 use crate::tier::{Fetch, OnPace, Tier, TierConfig, TierDeps};
 use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, LogOpenMode, Vfs, VfsConfig, log_source};
@@ -167,10 +167,7 @@ fn build(
     let catalog = Arc::new(catalog);
     let cache_config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: 512 };
     let cache = Arc::new(BlockCache::open(&data.cache(), cache_config)?);
-    let read_config =
-        ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader =
-        Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
+    let reader = objects::reader(args, store.clone(), cache.clone(), runtime.handle());
     let archive_store = store.with_own_connections()?;
     let manifest = ManifestLog::new(Some(archive_store.clone()), Some(data.manifest()));
     let config = TierConfig {

@@ -1,9 +1,14 @@
 //! Building the store and checking, before anything is served, that it is the right one.
 
+use std::sync::Arc;
+
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use tokio::runtime::Handle;
 
 use super::CliError;
-use super::args::{StoreArgs, TopicArgs};
+use super::args::{MountArgs, StoreArgs, TopicArgs};
+use crate::cache::BlockCache;
+use crate::read::{ReadConfig, Reader};
 use crate::store::{self, IdentityError, Store, StoreIdentity, StoreOptions, StoreUrl};
 
 /// Parses the URL and builds the client. Contacts nothing.
@@ -11,6 +16,20 @@ pub fn store(args: &StoreArgs) -> Result<Store, CliError> {
     let url: StoreUrl = args.store.parse()?;
     let options = StoreOptions { single_writer: args.single_writer, ..StoreOptions::default() };
     Ok(Store::open(&url, options)?)
+}
+
+/// The reader of a mount. A reader's window is at most an eighth of the cache, so that what is fetched ahead
+/// of one does not push out what another is about to read.
+pub fn reader(args: &MountArgs, store: Store, cache: Arc<BlockCache>, runtime: &Handle) -> Reader {
+    let usual = ReadConfig::default();
+    let config = ReadConfig {
+        deadline_ms: args.read_deadline.as_millis() as u64,
+        inflight_bytes_max: args.fetch_inflight_bytes,
+        window_bytes_max: usual.window_bytes_max.min(args.cache_bytes / 8),
+        fetch_bytes_per_second_max: args.fetch_rate,
+        ..usual
+    };
+    Reader::new(Some(store), cache, config, runtime.clone())
 }
 
 /// Where the store is, for messages.

@@ -11,7 +11,6 @@ use crate::cache::{BlockCache, CacheConfig};
 use crate::clock::Clock;
 use crate::fuse::FuseConfig;
 use crate::manifest::ManifestLog;
-use crate::read::{ReadConfig, Reader};
 use crate::vfs::{ArchiveIndex, ArchiveTree, LogOpenMode, Vfs, VfsConfig};
 
 /// Runs until it is unmounted.
@@ -33,10 +32,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
     serve::raise_nofile();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), cache = %cache_dir.display(), store = %store.url(), "starting an archive mount");
 
-    let read_config =
-        ReadConfig { deadline_ms: args.read_deadline.as_millis() as u64, ..ReadConfig::default() };
-    let reader =
-        Reader::new(Some(store.clone()), cache.clone(), read_config, runtime.handle().clone());
+    let reader = objects::reader(args, store.clone(), cache.clone(), runtime.handle());
     let index = ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
     let archive = ArchiveTree::new(index, reader.clone());
     let source = format!("everlog:{}", store.url());

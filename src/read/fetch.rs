@@ -24,6 +24,8 @@ use crate::store::{StoreError, StoreErrorKind};
 use crate::types::{BLOCK_BYTES, ObjectKey};
 
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Of one flight, each after twice the pause before.
+const RETRIES_MAX: u32 = 5;
 /// Prefetches that wait for each one that may run.
 const QUEUE_FACTOR: usize = 4;
 const AUX_REQUESTS_MAX: usize = 4;
@@ -195,18 +197,21 @@ impl Inner {
 impl Fetching<'_> {
     /// Until all has landed, or nothing more can be expected.
     async fn go(&mut self) -> Ended {
-        let (mut damaged, mut pause) = (None, RETRY_PAUSE);
+        let (mut damaged, mut retries) = (None, 0);
         loop {
             let counters = &self.inner.counters;
             match self.attempt().await {
                 Ok(()) => return Ok(()),
                 Err(Trouble::Read(ReadError::Unavailable(why)))
-                    if self.landing.is_demand() && self.inner.outage.may_retry() =>
+                    if retries < RETRIES_MAX
+                        && self.landing.is_demand()
+                        && self.inner.store.is_some()
+                        && self.inner.outage.may_retry() =>
                 {
                     tracing::debug!(error = %why, "a read from the store is tried again");
                     counters.retries.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
+                    tokio::time::sleep(RETRY_PAUSE * 2u32.pow(retries)).await;
+                    retries += 1;
                 }
                 Err(Trouble::Read(e)) => return Err(e),
                 Err(Trouble::Damaged(block)) if damaged == Some(block) => {
@@ -228,7 +233,8 @@ impl Fetching<'_> {
         let inner = Arc::clone(self.inner);
         let source = inner.from_store()?;
         let mut taken = inner.permits.take(self.end - self.at, self.landing).await?;
-        if !self.landing.is_demand() && self.interest.as_ref().is_some_and(|i| i.strong_count() == 0)
+        if !self.landing.is_demand()
+            && self.interest.as_ref().is_some_and(|i| i.strong_count() == 0)
         {
             inner.counters.prefetch_skipped.fetch_add(1, Ordering::Relaxed);
             let why = "nobody reads on".to_owned();

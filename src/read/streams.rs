@@ -162,11 +162,12 @@ impl Stream {
             used: reads,
         };
         let mut ahead = stream.go_on(step, config);
+        // From the read's own end: if it hits, nothing is fetched up to `demand_end`.
         let response = at_least(first.max(BROKER_FETCH_BYTES));
-        if broker && response > stream.prefetched_to {
-            let start = ahead.range.as_ref().map_or(stream.prefetched_to, |range| range.start);
-            stream.prefetched_to = response;
-            ahead.range = Some(start.min(response)..response);
+        if broker && response > step.end {
+            let end = ahead.range.map_or(response, |range| range.end.max(response));
+            stream.prefetched_to = stream.prefetched_to.max(end);
+            ahead.range = Some(step.end..end);
         }
         (stream, Plan { demand_end, ahead })
     }
@@ -295,7 +296,7 @@ mod tests {
     fn a_brokers_header_read_announces_a_whole_fetch() {
         let plan = note(&ReadStreams::default(), 77 << 20, 17, true);
         assert_eq!(plan.demand_end, (77 << 20) + 256 * KIB);
-        assert_eq!(plan.ahead.range, Some((77 << 20) + 256 * KIB..(77 << 20) + 1024 * KIB));
+        assert_eq!(plan.ahead.range, Some((77 << 20) + 17..(77 << 20) + 1024 * KIB));
     }
 
     #[test]
@@ -313,8 +314,15 @@ mod tests {
         for offset in (0..64u64).map(|i| i * 128 * KIB) {
             let end = offset + 128 * KIB;
             let (hit, broker) = (true, Some(false));
-            let step =
-                Step { object: &object, size_bytes: size, offset, end, hit, broker, expected: None };
+            let step = Step {
+                object: &object,
+                size_bytes: size,
+                offset,
+                end,
+                hit,
+                broker,
+                expected: None,
+            };
             let ahead = streams.note(step, &config).ahead;
             assert!(ahead.range.is_none_or(|range| range.end <= size));
             if let Some(beyond) = ahead.beyond {

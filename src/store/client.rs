@@ -213,6 +213,12 @@ impl Store {
         if result.range == *wanted {
             return Ok(());
         }
+        if result.range.start != wanted.start {
+            // A store that took no notice of the range, this time: it may the next.
+            let why = format!("bytes {wanted:?} asked for, {:?} received", result.range);
+            let kind = StoreErrorKind::Unavailable;
+            return Err(StoreError::new(kind, Op::Get, key.as_str(), &why));
+        }
         Err(short(key, wanted, result.range.end.saturating_sub(result.range.start)))
     }
 

@@ -5,6 +5,7 @@
 //! generation is another file to the kernel.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -12,6 +13,7 @@ use parking_lot::Mutex;
 use super::attr::{Attr, Kind};
 use super::chains::{ArchiveIndex, NamedChain, Readable};
 use super::error::VfsError;
+use super::followers;
 use super::local::{DirEntry, Listing};
 use crate::kafka::checkpoint;
 use crate::kafka::names::{self, FileKind};
@@ -233,7 +235,7 @@ impl ArchiveTree {
                 let chain = self.index.chain(id).await?.chain;
                 let seg = chain.segments().get(base).filter(|s| &s.upload_id == upload);
                 let seg = seg.ok_or(rustix::io::Errno::STALE)?;
-                self.open_segment(id, seg, *kind).await
+                self.open_segment(id, (&chain, seg), *kind).await
             }
         }
     }
@@ -241,12 +243,13 @@ impl ArchiveTree {
     async fn open_segment(
         &self,
         id: &ChainId,
-        seg: &ArchivedSegment,
+        (chain, seg): (&Arc<Chain>, &ArchivedSegment),
         kind: FileKind,
     ) -> Result<ArchiveFile> {
         let source = source_of(id, seg);
         if kind == FileKind::Log {
-            return Ok(ArchiveFile::Log(source, ReadStreams::default()));
+            let streams = followers::in_archive(chain.clone(), id.clone(), source_of);
+            return Ok(ArchiveFile::Log(source, streams));
         }
         let aux = self.reader.aux(&source).await?;
         let bytes = match kind {

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use super::archive::ArchiveFile;
 use super::local::{AskedMode, Caller, Listing, read_full, strip_set_id};
 use super::nodes::Node;
-use super::{Later, LogOpenMode, Vfs, VfsError, cleaner};
+use super::{Later, LogOpenMode, Vfs, VfsError, cleaner, followers};
 use crate::catalog::{LogFile, Piece};
 use crate::local::{Extent, Stub};
 use crate::read::{ObjectSource, ReadHint, ReadStreams, Reader};
@@ -116,7 +116,8 @@ impl Vfs {
                     LogOpenMode::Cached => OpenAs::CachedKeep,
                     LogOpenMode::Direct => OpenAs::Direct,
                 };
-                (Handle::Log(node, log, Arc::default()), open_as)
+                let streams = Arc::new(followers::in_log_dir(&log));
+                (Handle::Log(node, log, streams), open_as)
             }
             (None, None) => (Handle::Dir(Mutex::default()), OpenAs::Direct),
         };
