@@ -18,6 +18,10 @@ import java.util.List;
 import java.util.Map;
 import java.util.Properties;
 import java.util.Set;
+import java.util.concurrent.Callable;
+import java.util.concurrent.ExecutionException;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.atomic.AtomicLong;
@@ -467,34 +471,66 @@ public final class Ledger {
         System.out.println(consume(args, args.text("ledger")));
     }
 
+    /** What one consumer saw. */
+    record Seen(long firstNs, long longestGapNs) {}
+
+    /** Proves all partitions, with {@code --consumers N} each of N consumers an equal share of them, all at once. */
     static ObjectNode consume(Args args, String ledger) throws Exception {
         Book book = Book.load(new File(ledger));
+        int consumers = (int) args.number("consumers", 1);
+        Proof[] proofs = new Proof[book.accounts.length];
+        for (int i = 0; i < proofs.length; i++) {
+            proofs[i] = new Proof(book, i, args.flag("compacted"));
+        }
+        long start = System.nanoTime();
+        List<Callable<Seen>> shares = new ArrayList<>();
+        for (int c = 0; c < consumers; c++) {
+            List<TopicPartition> share = new ArrayList<>();
+            for (int i = c; i < proofs.length; i += consumers) {
+                share.add(new TopicPartition(book.topic, i));
+            }
+            shares.add(() -> consumeShare(args, share, proofs));
+        }
+        ExecutorService threads = Executors.newFixedThreadPool(consumers);
+        long first = Long.MAX_VALUE, longestGap = 0;
+        try {
+            for (Future<Seen> done : threads.invokeAll(shares)) {
+                first = Math.min(first, done.get().firstNs());
+                longestGap = Math.max(longestGap, done.get().longestGapNs());
+            }
+        } catch (ExecutionException e) {
+            throw e.getCause() instanceof Exception cause ? cause : e;
+        } finally {
+            threads.shutdownNow();
+        }
+        double seconds = (System.nanoTime() - start) / 1e9;
+        long records = 0, bytes = 0, sum = 0, unacknowledged = 0;
+        for (Proof proof : proofs) {
+            records += proof.records;
+            bytes += proof.bytes;
+            sum += proof.crc32Sum;
+            unacknowledged += proof.unacknowledged;
+        }
+        ObjectNode out = JSON.createObjectNode();
+        out.put("records", records).put("bytes", bytes).put("unacknowledged", unacknowledged).put("crc32_sum", sum);
+        out.put("seconds", seconds).put("mb_per_s", bytes / 1e6 / seconds);
+        out.put("first_record_ms", first / 1e6).put("longest_gap_ms", longestGap / 1e6);
+        return out;
+    }
+
+    private static Seen consumeShare(Args args, List<TopicPartition> parts, Proof[] proofs) {
         boolean light = args.flag("light");
-        boolean trimmed = args.flag("allow-trimmed");
         long patienceNs = args.number("patience-s", 60) * 1_000_000_000L;
-        Properties p = new Properties();
-        p.put("bootstrap.servers", args.text("bootstrap"));
-        p.put("key.deserializer", ByteArrayDeserializer.class.getName());
-        p.put("value.deserializer", ByteArrayDeserializer.class.getName());
-        p.put("auto.offset.reset", "none");
+        Properties p = consumerProperties(args);
         p.put("isolation.level", args.flag("read-committed") ? "read_committed" : "read_uncommitted");
-        p.put("check.crcs", "true");
         p.put("max.poll.records", "5000");
         p.put("fetch.max.bytes", args.text("fetch-max-bytes", "52428800"));
-        p.put("request.timeout.ms", "40000");
-        ObjectNode out = JSON.createObjectNode();
         try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(p)) {
-            List<TopicPartition> parts = new ArrayList<>();
-            Proof[] proofs = new Proof[book.accounts.length];
-            for (int i = 0; i < proofs.length; i++) {
-                parts.add(new TopicPartition(book.topic, i));
-                proofs[i] = new Proof(book, i, args.flag("compacted"));
-            }
             consumer.assign(parts);
             Map<TopicPartition, Long> begin = consumer.beginningOffsets(parts);
             Map<TopicPartition, Long> end = consumer.endOffsets(parts);
             for (TopicPartition tp : parts) {
-                if (begin.get(tp) != 0 && !trimmed) {
+                if (begin.get(tp) != 0 && !args.flag("allow-trimmed")) {
                     throw new Failed(tp + " begins at offset " + begin.get(tp) + ", not at 0");
                 }
                 consumer.seek(tp, begin.get(tp));
@@ -525,20 +561,58 @@ public final class Ledger {
                 }
                 open.removeIf(tp -> consumer.position(tp) >= end.get(tp));
             }
-            double seconds = (System.nanoTime() - start) / 1e9;
-            long records = 0, bytes = 0, sum = 0, unacknowledged = 0;
-            for (Proof proof : proofs) {
-                proof.finish(begin.get(parts.get(proof.partition)));
-                records += proof.records;
-                bytes += proof.bytes;
-                sum += proof.crc32Sum;
-                unacknowledged += proof.unacknowledged;
+            for (TopicPartition tp : parts) {
+                proofs[tp.partition()].finish(begin.get(tp));
             }
-            out.put("records", records).put("bytes", bytes).put("unacknowledged", unacknowledged).put("crc32_sum", sum);
-            out.put("seconds", seconds).put("mb_per_s", bytes / 1e6 / seconds);
-            out.put("first_record_ms", first / 1e6).put("longest_gap_ms", longestGap / 1e6);
+            return new Seen(first < 0 ? 0 : first, longestGap);
         }
-        return out;
+    }
+
+    private static Properties consumerProperties(Args args) {
+        Properties p = new Properties();
+        p.put("bootstrap.servers", args.text("bootstrap"));
+        p.put("key.deserializer", ByteArrayDeserializer.class.getName());
+        p.put("value.deserializer", ByteArrayDeserializer.class.getName());
+        p.put("auto.offset.reset", "none");
+        p.put("check.crcs", "true");
+        p.put("request.timeout.ms", "40000");
+        return p;
+    }
+
+    /** Follows the end of a topic for {@code --seconds}: how old records are when they arrive, and the longest time without any. */
+    static void tail(Args args) throws Exception {
+        long seconds = args.number("seconds", 10);
+        List<TopicPartition> parts = new ArrayList<>();
+        for (int i = 0; i < args.number("partitions", 1); i++) {
+            parts.add(new TopicPartition(args.text("topic"), i));
+        }
+        List<Long> ages = new ArrayList<>();
+        long longestGap = 0;
+        try (KafkaConsumer<byte[], byte[]> consumer = new KafkaConsumer<>(consumerProperties(args))) {
+            consumer.assign(parts);
+            consumer.seekToEnd(parts);
+            parts.forEach(consumer::position);
+            System.out.println("ready");
+            long last = -1, end = System.nanoTime() + seconds * 1_000_000_000L;
+            while (System.nanoTime() < end) {
+                var batch = consumer.poll(Duration.ofMillis(100));
+                long now = System.nanoTime();
+                if (batch.isEmpty()) {
+                    continue;
+                }
+                longestGap = last < 0 ? 0 : Math.max(longestGap, now - last);
+                last = now;
+                for (ConsumerRecord<byte[], byte[]> record : batch) {
+                    ages.add(System.currentTimeMillis() - record.timestamp());
+                }
+            }
+        }
+        ages.sort(null);
+        ObjectNode out = JSON.createObjectNode().put("records", ages.size()).put("longest_gap_ms", longestGap / 1e6);
+        if (!ages.isEmpty()) {
+            out.put("age_p50_ms", ages.get(ages.size() / 2)).put("age_p99_ms", ages.get((int) (ages.size() * 0.99)));
+        }
+        System.out.println(out);
     }
 
     /** What a reader of the records below some offsets must find: {@code --end PARTITION=OFFSET} for each. */
@@ -730,6 +804,7 @@ public final class Ledger {
                 case "produce" -> produce(args);
                 case "transact" -> transact(args);
                 case "consume" -> consume(args);
+                case "tail" -> tail(args);
                 case "topic" -> topic(args);
                 case "delete-records" -> deleteRecords(args);
                 case "offsets" -> offsets(args);
@@ -737,7 +812,7 @@ public final class Ledger {
                 case "throttle-moves" -> throttleMoves(args);
                 case "groups" -> groups(args);
                 case "sum" -> sum(args);
-                default -> throw new Args.Usage("produce | transact | consume | sum | topic | delete-records | offsets | move | throttle-moves | groups");
+                default -> throw new Args.Usage("produce | transact | consume | tail | sum | topic | delete-records | offsets | move | throttle-moves | groups");
             }
         } catch (Args.Usage e) {
             System.err.println("Ledger: " + e.getMessage());
