@@ -36,6 +36,7 @@ mod tests;
 mod upload;
 mod verdict;
 mod versions;
+mod witness;
 
 use std::collections::HashMap;
 use std::io;
