@@ -26,6 +26,7 @@ mod overlap;
 mod plan;
 mod prepare;
 mod recover;
+mod rollups;
 mod sizes;
 mod small_files;
 mod space;
