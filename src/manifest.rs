@@ -3,7 +3,7 @@
 //! A chain (one partition of one incarnation of a topic) is a sequence of immutable versions, each
 //! committed by putting an object under the next number, which succeeds for one writer only. What no
 //! version names does not exist. Checkpoints and the head only make reading fast: losing them costs
-//! requests, not truth. Every version learned is copied to local disk, durably, before anybody may
+//! requests, not truth; so do rollups, which tell of many chains at once. Every version learned is copied to local disk, durably, before anybody may
 //! act on it.
 
 pub mod aux;
@@ -14,6 +14,7 @@ mod error;
 mod load;
 pub mod log;
 mod mirror;
+mod rollup;
 #[cfg(test)]
 mod tests;
 
@@ -22,3 +23,4 @@ pub use chain::{Chain, ChainError, Change, Gap, Item};
 pub use error::ManifestError;
 pub use load::Loaded;
 pub use log::{ChainListing, CommitOutcome, ManifestLog};
+pub use rollup::Summary;

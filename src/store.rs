@@ -6,6 +6,8 @@
 //! looks into a document. It promises that a read returns exactly the bytes asked for or an error,
 //! and that "not found" is said only by a store that is really there.
 
+mod aligned;
+mod anchor;
 mod backend;
 mod client;
 #[doc(hidden)]
@@ -16,9 +18,10 @@ mod error;
 mod faults;
 mod identity;
 pub mod names;
-mod past_cache;
 mod probe;
 mod rate;
+mod read_back;
+mod staged;
 mod stream;
 #[cfg(test)]
 mod tests;

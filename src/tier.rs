@@ -26,6 +26,7 @@ mod overlap;
 mod plan;
 mod prepare;
 mod recover;
+mod rollups;
 mod sizes;
 mod small_files;
 mod space;
@@ -36,6 +37,7 @@ mod tests;
 mod upload;
 mod verdict;
 mod versions;
+mod witness;
 
 use std::collections::HashMap;
 use std::io;
@@ -77,7 +79,7 @@ pub type OnIdentity = Arc<dyn Fn(&StoreIdentity) + Send + Sync>;
 /// What the operator decides.
 #[derive(Clone, Debug)]
 pub struct TierConfig {
-    /// Log bytes that may stay in `hot/`; `None`: no limit.
+    /// What logs in `hot/` may occupy on disk; `None`: no limit.
     pub hot_bytes: Option<u64>,
     /// Age since the last write after which a segment is evicted, milliseconds; `None`: never.
     pub hot_age_ms: Option<u64>,

@@ -73,7 +73,7 @@ pub struct MountArgs {
     /// Cache directory of a read-only archive mount, on local disk
     #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
-    /// Log bytes that may stay on local disk; without it and --hot-age nothing is evicted
+    /// Space on local disk that segments may occupy; without it and --hot-age nothing is evicted
     #[arg(long, value_name = "BYTES", value_parser = units::bytes, conflicts_with = "cache")]
     pub hot_bytes: Option<u64>,
     /// Evict archived segments this long after their last write, e.g. 7d

@@ -80,6 +80,19 @@ pub(super) struct Attempt {
     pub(super) copies: Copies,
 }
 
+/// The whole chain from a store, beginning where a rollup says that it is; `None`: there it is not. `Err` only when
+/// the store cannot be asked.
+pub(super) async fn load_hinted(
+    store: &Store,
+    id: &ChainId,
+    (checkpoint, newest): (Option<u64>, u64),
+) -> Result<Option<Attempt>, ManifestError> {
+    let attempt = load_from(Source::Store(store), id, checkpoint, newest).await?;
+    let Some(damage) = &attempt.loaded.damage else { return Ok(Some(attempt)) };
+    tracing::warn!(%damage, chain = %id, "the rollup is not believed");
+    Ok(None)
+}
+
 /// The whole chain from a store or a mirror. `Err` only when the source cannot be asked.
 pub(super) async fn load(source: Source<'_>, id: &ChainId) -> Result<Attempt, ManifestError> {
     if let Source::Store(store) = source

@@ -5,7 +5,7 @@
 //! durable in the mirror. A call that is dropped half-way leaves the chain in memory at its old
 //! version; the next commit or refresh then finds what happened.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use super::documents::{CHANGES_MAX, CHECKPOINT_EVERY, Delta, Document, HEAD_EVER
 use super::error::ManifestError;
 use super::load::{self, Copies, Loaded, Source};
 use super::mirror::Mirror;
+use super::rollup::{self, Summary};
 
 /// How a commit ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,41 @@ impl ManifestLog {
         let attempt = load::load(Source::Store(self.store(id)?), id).await?;
         self.mirror_learned(&attempt.loaded.chain, attempt.copies).await?;
         Ok(attempt.loaded)
+    }
+
+    /// The same, beginning where a rollup says that the chain is. One that is wrong costs requests and nothing else.
+    pub async fn load_hinted(
+        &self,
+        id: &ChainId,
+        hint: Option<&Summary>,
+    ) -> Result<Loaded, ManifestError> {
+        let Some(hint) = hint.filter(|h| h.version > 0) else {
+            return self.load_readable(id).await;
+        };
+        let from = (hint.checkpoint.filter(|c| *c <= hint.version), hint.version);
+        match load::load_hinted(self.store(id)?, id, from).await? {
+            Some(attempt) => {
+                self.mirror_learned(&attempt.loaded.chain, attempt.copies).await?;
+                Ok(attempt.loaded)
+            }
+            None => self.load_readable(id).await,
+        }
+    }
+
+    /// What chains come to, as far as rollups tell: not of all of them, and perhaps of a former moment. A rollup that
+    /// cannot be believed is passed over; `Err` only when the store cannot be asked for any.
+    pub async fn rollups(&self) -> Result<HashMap<ChainId, Summary>, ManifestError> {
+        rollup::read_all(self.any_store()?).await
+    }
+
+    /// Writes what these chains come to into the rollups, where that is news.
+    pub async fn roll_up(&self, chains: &[Arc<Chain>]) -> Result<(), ManifestError> {
+        rollup::write(self.any_store()?, chains).await
+    }
+
+    fn any_store(&self) -> Result<&Store, ManifestError> {
+        let none = || ManifestError::NoStore("any chain".to_owned());
+        self.inner.store.as_ref().ok_or_else(none)
     }
 
     /// The chain from the copies on local disk; `None` when there are none. Asks no store.
@@ -297,8 +333,7 @@ impl ManifestLog {
     /// All chains of the store, by one listing. A chain that was registered twice shows the earlier
     /// time; names that are not markers are not chains.
     pub async fn list_chains(&self) -> Result<Vec<ChainListing>, ManifestError> {
-        let store = self.inner.store.as_ref();
-        let store = store.ok_or_else(|| ManifestError::NoStore("any chain".to_owned()))?;
+        let store = self.any_store()?;
         let mut found: BTreeMap<ChainId, u64> = BTreeMap::new();
         for object in store.list(names::CHAINS_PREFIX, CHAINS_MAX).await? {
             match names::parse_chain_marker(&object.key) {

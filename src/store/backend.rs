@@ -38,9 +38,8 @@ pub(super) fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Backend, St
         Location::Directory(root) => {
             let text = root.to_str().unwrap_or_default();
             Ok(Backend {
-                // Rooted at "/", since the directory may be away now and come back later. With
-                // `fsync` a create is: write and sync a staged file, hard-link it to its name (which
-                // fails when the name exists), sync the directory. So it is atomic and durable.
+                // Rooted at "/", since the directory may be away now and come back later. It reads, lists
+                // and deletes; objects are written by `Directory`, which never makes the store anew.
                 store: Arc::new(LocalFileSystem::new().with_fsync(true)),
                 prefix: text.trim_matches('/').to_owned(),
                 directory: Some(Arc::new(Directory::new(root.clone()))),

@@ -21,9 +21,10 @@ use crate::types::ObjectKey;
 
 use super::backend::{self, Backend};
 use super::counters::StoreCounters;
-use super::directory::Directory;
+use super::directory::{Directory, blocking};
 use super::error::{Op, StoreError, StoreErrorKind};
 use super::faults::{Fault, FaultHook};
+use super::staged::Naming;
 use super::url::StoreUrl;
 
 /// How the store is used.
@@ -118,14 +119,16 @@ impl Store {
     }
 
     /// The same store with connections of its own, which work on the runtime that uses this one; counters
-    /// are shared.
+    /// are shared, and what is known of a directory.
     pub fn with_own_connections(&self) -> Result<Self, StoreError> {
         let inner = &self.inner;
+        let opened = backend::open(&inner.url, &inner.options)?;
+        let backend = Backend { directory: inner.backend.directory.clone(), ..opened };
         Ok(Self {
             inner: Arc::new(Inner {
                 url: inner.url.clone(),
                 options: inner.options.clone(),
-                backend: backend::open(&inner.url, &inner.options)?,
+                backend,
                 counters: inner.counters.clone(),
                 conditional: inner.conditional.clone(),
             }),
@@ -265,22 +268,17 @@ impl Store {
         let path = self.path(Op::Put, key.as_str())?;
         let length = bytes.len() as u64;
         self.run(Op::Put, key, length, async {
+            if let Some(directory) = self.directory() {
+                return put_into(directory, key, bytes, &mode).await;
+            }
             let options = PutOptions::from(mode);
             let payload = PutPayload::from(bytes);
             self.backend().put_opts(&path, payload, options).await.map_err(map(Op::Put, key))?;
-            self.synced(key).await
+            Ok(())
         })
         .await?;
         self.inner.counters.bytes_up.add(length);
         Ok(())
-    }
-
-    /// Makes a written object's directories durable where the store is one.
-    pub(super) async fn synced(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        match self.directory() {
-            Some(directory) => directory.sync_parents(key.as_str()).await,
-            None => Ok(()),
-        }
     }
 
     /// Length and time of the object.
@@ -423,6 +421,28 @@ impl Store {
             _ => result,
         }
     }
+}
+
+async fn put_into(
+    directory: &Arc<Directory>,
+    key: &ObjectKey,
+    bytes: Bytes,
+    mode: &PutMode,
+) -> Result<(), StoreError> {
+    let naming = if *mode == PutMode::Create { Naming::Create } else { Naming::Overwrite };
+    let (directory, name) = (Arc::clone(directory), key.as_str().to_owned());
+    in_directory(key, move || directory.put(&name, &bytes, naming)).await
+}
+
+/// Runs blocking work on a store's directory.
+pub(super) async fn in_directory<T: Send + 'static>(
+    key: &ObjectKey,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let stopped = |e: std::io::Error| {
+        StoreError::new(StoreErrorKind::Unavailable, Op::Put, key.as_str(), &e.to_string())
+    };
+    blocking(move || Ok(work())).await.map_err(stopped)?
 }
 
 pub(super) fn map(op: Op, key: &ObjectKey) -> impl Fn(object_store::Error) -> StoreError + '_ {

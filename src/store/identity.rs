@@ -59,7 +59,7 @@ pub async fn read_identity(store: &Store) -> Result<Option<StoreIdentity>, Ident
     };
     let identity = envelope::decode(KIND, VERSION, &bytes)?;
     if let Some(directory) = store.directory() {
-        directory.identity_seen();
+        directory.identity_seen(&bytes);
     }
     Ok(Some(identity))
 }

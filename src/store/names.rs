@@ -9,6 +9,9 @@ use crate::types::{ChainId, ObjectKey, TopicPartition, UploadId};
 /// The directory of the chain markers: one listing of it is the namespace.
 pub const CHAINS_PREFIX: &str = "chains";
 
+/// The directory of what many chains come to.
+pub const ROLLUPS_PREFIX: &str = "rollups";
+
 /// The directory of what belongs to brokers rather than to topics.
 pub const BROKERS_PREFIX: &str = "brokers";
 
@@ -135,6 +138,20 @@ impl std::str::FromStr for ManifestName {
     }
 }
 
+/// What the chains of one shard come to.
+#[must_use]
+pub fn rollup_key(shard: u8) -> ObjectKey {
+    ObjectKey(format!("{ROLLUPS_PREFIX}/{shard:02}"))
+}
+
+/// The shard, from the key of a rollup.
+#[must_use]
+pub fn parse_rollup(key: &ObjectKey) -> Option<u8> {
+    let text = key.as_str().strip_prefix(ROLLUPS_PREFIX)?.strip_prefix('/')?;
+    let shard = text.parse().ok()?;
+    (rollup_key(shard) == *key).then_some(shard)
+}
+
 /// All versions of the checkpoint files of one log dir of a broker.
 #[must_use]
 pub fn checkpoints_prefix(node_id: i32, log_dir_id: &str) -> String {
@@ -204,6 +221,16 @@ mod tests {
         assert_eq!(parse_chain_marker(&chain_marker_key(&id, 7)), Some((id, 7)));
         for bad in ["chains/a-1/x~0000000000007", "other/a", "chains/a-1", "chains/a/b/c~d"] {
             assert_eq!(parse_chain_marker(&ObjectKey(bad.into())), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_rollup_reads_back_and_no_other_does() {
+        assert_eq!(rollup_key(7).as_str(), "rollups/07");
+        assert_eq!(parse_rollup(&rollup_key(63)), Some(63));
+        for bad in ["rollups/7", "rollups/+7", "rollups/07x", "rollups", "other/07", "rollups/256"]
+        {
+            assert_eq!(parse_rollup(&ObjectKey(bad.to_owned())), None, "{bad}");
         }
     }
 

@@ -31,21 +31,6 @@ impl Store {
         key: &ObjectKey,
         range: Option<Range<u64>>,
     ) -> Result<ByteStream, StoreError> {
-        self.stream(key, range, false).await
-    }
-
-    /// A whole object as the store's disk has it. In a directory the page cache is passed by: it would only
-    /// show what was just written, and the archive's bytes are not to push others out of it.
-    pub async fn read_back(&self, key: &ObjectKey) -> Result<ByteStream, StoreError> {
-        self.stream(key, None, true).await
-    }
-
-    async fn stream(
-        &self,
-        key: &ObjectKey,
-        range: Option<Range<u64>>,
-        from_disk: bool,
-    ) -> Result<ByteStream, StoreError> {
         if range.as_ref().is_some_and(|r| r.start >= r.end) {
             return Ok(futures::stream::empty().boxed());
         }
@@ -62,7 +47,7 @@ impl Store {
         let for_errors = key.clone();
         let pieces = match result.payload {
             GetResultPayload::File(file, _) => {
-                file_pieces(Arc::new(file), wanted.clone(), key.clone(), from_disk)
+                file_pieces(Arc::new(file), wanted.clone(), key.clone())
             }
             GetResultPayload::Stream(stream) => {
                 stream.map_err(move |e| map(Op::Get, &for_errors)(e)).boxed()
@@ -72,7 +57,7 @@ impl Store {
     }
 
     /// Adds a deadline for each piece and the check that nothing is missing at the end.
-    fn exactly(&self, pieces: ByteStream, key: ObjectKey, length: u64) -> ByteStream {
+    pub(super) fn exactly(&self, pieces: ByteStream, key: ObjectKey, length: u64) -> ByteStream {
         struct State {
             store: Store,
             pieces: ByteStream,
@@ -113,10 +98,7 @@ impl Store {
     }
 }
 
-fn file_pieces(file: Arc<File>, range: Range<u64>, key: ObjectKey, from_disk: bool) -> ByteStream {
-    if from_disk {
-        forget_pages(&file, range.clone());
-    }
+fn file_pieces(file: Arc<File>, range: Range<u64>, key: ObjectKey) -> ByteStream {
     let start = (file, range, key);
     futures::stream::try_unfold(start, move |(file, range, key)| async move {
         let length = PIECE_BYTES.min(range.end - range.start);
@@ -127,9 +109,6 @@ fn file_pieces(file: Arc<File>, range: Range<u64>, key: ObjectKey, from_disk: bo
             StoreError::new(StoreErrorKind::Unavailable, Op::Get, key.as_str(), &e.to_string())
         })?;
         let next = range.start + length;
-        if from_disk {
-            forget_pages(&file, range.start..next);
-        }
         Ok(Some((piece, (file, next..range.end, key))))
     })
     .boxed()

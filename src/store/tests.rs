@@ -102,6 +102,70 @@ async fn a_directory_whose_disk_went_away_does_not_look_like_an_empty_store() {
 }
 
 #[tokio::test]
+async fn a_directory_that_is_moved_away_while_it_is_written_is_not_made_anew_and_works_again_when_it_is_back()
+ {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, away) = (dir.path().join("store"), dir.path().join("away"));
+    std::fs::create_dir(&root).unwrap();
+    let store = directory(&root);
+    ensure_identity(&store, "cluster", 1, 2).await.unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (stopping, writing) = (Arc::clone(&stop), store.clone());
+    let writer = tokio::spawn(async move {
+        let (mut done, mut failed) = (Vec::new(), 0);
+        for i in 0.. {
+            if stopping.load(Ordering::SeqCst) {
+                break;
+            }
+            let key = key(&format!("topics/a-{i}/b/{i}"));
+            match writing.put_if_absent(&key, Bytes::from_static(b"x")).await {
+                Ok(_) => done.push(key),
+                Err(e) => {
+                    assert_eq!(e.kind, StoreErrorKind::Unavailable, "{e}");
+                    failed += 1;
+                }
+            }
+        }
+        (done, failed)
+    });
+    for _ in 0..200 {
+        std::fs::rename(&root, &away).unwrap();
+        tokio::task::yield_now().await;
+        assert!(!root.exists(), "it was made anew");
+        std::fs::rename(&away, &root).unwrap();
+        tokio::task::yield_now().await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (done, failed) = writer.await.unwrap();
+    for key in &done {
+        assert_eq!(store.get(key, 1).await.unwrap().as_ref(), b"x");
+    }
+    assert!(!done.is_empty(), "after {failed} failures");
+    store.put_overwrite(&key("topics/back"), Bytes::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_of_another_store_under_the_same_name_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, away) = (dir.path().join("store"), dir.path().join("away"));
+    std::fs::create_dir(&root).unwrap();
+    let store = directory(&root);
+    ensure_identity(&store, "cluster", 1, 2).await.unwrap();
+    std::fs::rename(&root, &away).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    ensure_identity(&directory(&root), "cluster", 1, 3).await.unwrap();
+    let own = store.with_own_connections().unwrap();
+    for store in [&store, &own] {
+        let other = store.put_overwrite(&key("x"), Bytes::new()).await.unwrap_err();
+        assert_eq!(other.kind, StoreErrorKind::Unavailable, "{other}");
+        assert!(other.message.contains("another store"), "{other}");
+    }
+    // A copy of the store is the store.
+    std::fs::copy(away.join("everlog.json"), root.join("everlog.json")).unwrap();
+    store.put_overwrite(&key("x"), Bytes::new()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_request_that_hangs_ends_at_its_deadline() {
     let url = memory().url().clone();
     let short = StoreOptions { request_timeout_ms: 30, ..StoreOptions::default() };

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,11 +14,11 @@ use object_store::{MultipartUpload, ObjectStoreExt as _, PutPayload};
 
 use crate::types::ObjectKey;
 
-use super::client::{Store, map};
-use super::directory::blocking;
+use super::client::{Store, in_directory, map};
+use super::directory::{Directory, not_written};
 use super::error::{Op, StoreError, StoreErrorKind};
-use super::past_cache::Staged;
 use super::rate::RateLimiter;
+use super::staged::{Naming, Staged};
 use super::stream::read_at;
 
 /// Files up to this length are sent in one request.
@@ -41,7 +40,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let length = range.end.saturating_sub(range.start);
         if let Some(directory) = self.directory().filter(|_| length >= PAST_CACHE_BYTES_MIN) {
-            return self.copy_file(directory.root(), key, file, range, rate).await;
+            return self.copy_file(directory, key, file, range, rate).await;
         }
         if length <= SINGLE_PUT_BYTES_MAX {
             rate.acquire(length).await;
@@ -67,43 +66,39 @@ impl Store {
         result
     }
 
-    /// Into a store that is the directory `root`.
+    /// Into a store that is a directory.
     async fn copy_file(
         &self,
-        root: &Path,
+        directory: &Arc<Directory>,
         key: &ObjectKey,
         file: &Arc<File>,
         range: Range<u64>,
         rate: &RateLimiter,
     ) -> Result<(), StoreError> {
-        let (root, name) = (root.to_owned(), key.as_str().to_owned());
-        let begin = || blocking(move || Staged::begin(&root, &name));
-        let mut staged = self
-            .run(Op::Put, key, 0, async { begin().await.map_err(|e| not_copied(key, &e)) })
-            .await?;
+        let (below, name) = (Arc::clone(directory), key.as_str().to_owned());
+        let begin = move || {
+            let anchor = below.anchor(&name)?;
+            Staged::begin(anchor, &name).map_err(|e| not_written(&name, &e))
+        };
+        let mut staged = self.run(Op::Put, key, 0, in_directory(key, begin)).await?;
         let mut offset = range.start;
         while offset < range.end {
             let size = PART_BYTES.min(range.end - offset);
             rate.acquire(size).await;
             let from = Arc::clone(file);
             let copy = move || {
-                staged.append(&from, offset..offset + size)?;
+                let copied = staged.append(&from, offset..offset + size);
+                copied.map_err(|e| not_written(staged.key(), &e))?;
                 Ok(staged)
             };
-            staged = self
-                .run(Op::Put, key, size, async {
-                    blocking(copy).await.map_err(|e| not_copied(key, &e))
-                })
-                .await?;
+            staged = self.run(Op::Put, key, size, in_directory(key, copy)).await?;
             self.counters().bytes_up.add(size);
             offset += size;
         }
         let length = range.end.saturating_sub(range.start);
-        self.run(Op::Put, key, length, async {
-            blocking(move || staged.finish()).await.map_err(|e| not_copied(key, &e))?;
-            self.synced(key).await
-        })
-        .await
+        let below = Arc::clone(directory);
+        let publish = move || below.publish(staged, Naming::Overwrite);
+        self.run(Op::Put, key, length, in_directory(key, publish)).await
     }
 
     async fn send_parts(
@@ -139,22 +134,12 @@ impl Store {
         drop(in_flight);
         let length = range.end.saturating_sub(range.start);
         self.run(Op::Put, key, length, async {
-            sink.complete().await.map_err(map(Op::Put, key))?;
-            self.synced(key).await
+            sink.complete().await.map_err(map(Op::Put, key)).map(drop)
         })
         .await?;
         upload.0 = None;
         Ok(())
     }
-}
-
-fn not_copied(key: &ObjectKey, error: &std::io::Error) -> StoreError {
-    let kind = match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => StoreErrorKind::Short,
-        std::io::ErrorKind::PermissionDenied => StoreErrorKind::Denied,
-        _ => StoreErrorKind::Unavailable,
-    };
-    StoreError::new(kind, Op::Put, key.as_str(), &error.to_string())
 }
 
 async fn part(

@@ -140,7 +140,13 @@ impl Tier {
                     });
                 }
             };
-            let segment = self.uploaded(job, prepared, &step, uploaded.take()).await?;
+            let segment = match self.uploaded(job, prepared, &step, uploaded.take()).await {
+                // The store has what the file became meanwhile, not what was scanned.
+                Err(TierError::ReadBack { .. }) if !self.is_unchanged(job, prepared) => {
+                    return Ok(Done::Gone);
+                }
+                uploaded => uploaded?,
+            };
             uploaded = Some(segment.clone());
             if !self.is_unchanged(job, prepared) {
                 self.discard_upload(job, Some(&segment)).await;

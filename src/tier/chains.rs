@@ -4,7 +4,7 @@
 //! store is asked what it holds, so that a decision never rests on an old view; after that every
 //! commit's conflict says when the view is old, and that somebody else writes: a replica's broker.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -33,6 +33,8 @@ struct Slot {
 pub(super) struct Chains {
     log: ManifestLog,
     slots: Mutex<HashMap<ChainId, Arc<Slot>>>,
+    /// Chains that have news for the rollups.
+    news: Mutex<HashSet<ChainId>>,
 }
 
 fn manifest_error(id: &ChainId, error: ManifestError) -> TierError {
@@ -44,7 +46,7 @@ fn manifest_error(id: &ChainId, error: ManifestError) -> TierError {
 
 impl Chains {
     pub fn new(log: ManifestLog) -> Self {
-        Self { log, slots: Mutex::default() }
+        Self { log, slots: Mutex::default(), news: Mutex::default() }
     }
 
     fn slot(&self, id: &ChainId) -> Arc<Slot> {
@@ -64,6 +66,22 @@ impl Chains {
         known.map(|(id, _)| id.clone()).collect()
     }
 
+    /// Whether the rollups do not know all that is known here.
+    pub fn has_news(&self) -> bool {
+        !self.news.lock().is_empty()
+    }
+
+    /// Brings the rollups up to what is known. After a failure all of it is still to be done.
+    pub async fn roll_up(&self) -> Result<(), ManifestError> {
+        let news = std::mem::take(&mut *self.news.lock());
+        let chains: Vec<Arc<Chain>> = news.iter().filter_map(|id| self.view(id)).collect();
+        let done = self.log.roll_up(&chains).await;
+        if done.is_err() {
+            self.news.lock().extend(news);
+        }
+        done
+    }
+
     /// The chains that the mirror on local disk has, once what a crash left there is removed.
     pub fn mirrored(&self) -> Result<Vec<ChainId>, String> {
         if let Err(error) = self.log.remove_leftovers() {
@@ -81,6 +99,7 @@ impl Chains {
         let loaded = self.log.load_mirror(id).map_err(|e| manifest_error(id, e))?;
         let Some(chain) = loaded.map(Arc::new) else { return Ok(None) };
         *slot.view.write() = Some(chain.clone());
+        self.news.lock().insert(id.clone());
         Ok(Some(chain))
     }
 
@@ -130,7 +149,10 @@ impl Chains {
         let chain = Arc::new(chain);
         *slot.view.write() = Some(chain.clone());
         Ok(match outcome {
-            CommitOutcome::Committed => Some(chain),
+            CommitOutcome::Committed => {
+                self.news.lock().insert(id.clone());
+                Some(chain)
+            }
             CommitOutcome::Conflict => {
                 work.shared = true;
                 None

@@ -20,6 +20,7 @@ use super::error::TierError;
 use super::identity::needs_operator;
 use super::listener::RUNS_MAX;
 use super::prepare::{Job, Source};
+use super::rollups::{ROLL_UP_EVERY_MS, ROLL_UP_FIRST_MS};
 use crate::catalog::PartitionDir;
 use crate::local::is_disk_full;
 use crate::local::spool::SpoolEntry;
@@ -53,6 +54,8 @@ enum End {
     Swept(std::io::Result<()>),
     /// A version of Kafka's checkpoints; how it went stands in the status.
     Kept,
+    /// The rollups have been brought up to date, or will be the next time.
+    RolledUp,
     /// Files by id and name, with the reason where it failed.
     Hydrated(Vec<(u64, Option<String>)>),
 }
@@ -76,6 +79,8 @@ struct Engine {
     sweeping: bool,
     hydrating: bool,
     keeping: bool,
+    rolling_up: bool,
+    roll_up_due_ms: u64,
     failing: Failing,
     sweep_pause: Backoffs<()>,
     hydrate_pauses: Backoffs<u64>,
@@ -130,6 +135,7 @@ impl Tier {
 impl Engine {
     fn new(tier: Arc<Tier>) -> Self {
         Self {
+            roll_up_due_ms: tier.clock.now_ms().saturating_add(ROLL_UP_FIRST_MS),
             tier,
             work: JoinSet::new(),
             busy: HashSet::new(),
@@ -139,6 +145,7 @@ impl Engine {
             sweeping: false,
             hydrating: false,
             keeping: false,
+            rolling_up: false,
             failing: Failing::default(),
             sweep_pause: Backoffs::new(SWEEP_BACKOFF_MIN_MS, SWEEP_BACKOFF_MAX_MS),
             hydrate_pauses: Backoffs::new(HYDRATE_EVERY_MS, HYDRATE_BACKOFF_MAX_MS),
@@ -159,6 +166,19 @@ impl Engine {
         self.start_eviction(now_ms);
         self.start_hydration(now_ms);
         self.start_keeping(now_ms);
+        self.start_rolling_up(now_ms);
+    }
+
+    fn start_rolling_up(&mut self, now_ms: u64) {
+        if self.rolling_up || now_ms < self.roll_up_due_ms || !self.tier.chains.has_news() {
+            return;
+        }
+        (self.rolling_up, self.roll_up_due_ms) = (true, now_ms.saturating_add(ROLL_UP_EVERY_MS));
+        let tier = self.tier.clone();
+        self.work.spawn(async move {
+            tier.roll_up().await;
+            End::RolledUp
+        });
     }
 
     fn start_keeping(&mut self, now_ms: u64) {
@@ -371,6 +391,7 @@ impl Engine {
                 self.local_work_ended("spool", result, now_ms);
             }
             Ok(End::Kept) => self.keeping = false,
+            Ok(End::RolledUp) => self.rolling_up = false,
             Ok(End::Hydrated(ends)) => {
                 self.hydrating = false;
                 self.hydrated(ends, now_ms);
@@ -378,7 +399,7 @@ impl Engine {
             Err(error) => {
                 // Only work that runs off the runtime can end so, and only by a defect.
                 (self.evicting, self.sweeping, self.hydrating) = (false, false, false);
-                self.keeping = false;
+                (self.keeping, self.rolling_up) = (false, false);
                 self.complain(now_ms, format!("a defect of Everlog stopped a task: {error}"));
             }
         }

@@ -2,14 +2,15 @@
 //!
 //! Oldest first until the budget is kept; and whatever is older than the age limit. What may not go
 //! (active, not archived, above the high watermark or the recovery point, compacted, held) is not a
-//! candidate, and counts against the budget all the same.
+//! candidate, and counts against the budget all the same. Bytes are those that a file occupies on disk: the
+//! budget is for the disk.
 
 /// A segment that may be released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Candidate<K> {
     pub key: K,
     pub base_offset: i64,
-    pub size_bytes: u64,
+    pub disk_bytes: u64,
     /// Last write, nanoseconds since the epoch.
     pub mtime_ns: u64,
 }
@@ -17,7 +18,7 @@ pub(super) struct Candidate<K> {
 /// Limits, and what stands against them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Budget {
-    /// All log bytes in `hot/`, candidates or not.
+    /// What all logs in `hot/` occupy, candidates or not.
     pub hot_bytes_now: u64,
     pub hot_bytes_max: Option<u64>,
     pub age_ns_max: Option<u64>,
@@ -38,13 +39,13 @@ impl Budget {
         let excess = self.hot_bytes_max.is_some_and(|max| self.hot_bytes_now > max);
         let age_ns = self.now_ns.saturating_sub(candidate.mtime_ns);
         let too_old = self.age_ns_max.is_some_and(|max| age_ns > max);
-        candidate.size_bytes > 0 && (excess || too_old || self.short_bytes > 0)
+        candidate.disk_bytes > 0 && (excess || too_old || self.short_bytes > 0)
     }
 
     /// So many bytes less are in `hot/`.
-    pub fn released(&mut self, size_bytes: u64) {
-        self.hot_bytes_now = self.hot_bytes_now.saturating_sub(size_bytes);
-        self.short_bytes = self.short_bytes.saturating_sub(size_bytes);
+    pub fn released(&mut self, disk_bytes: u64) {
+        self.hot_bytes_now = self.hot_bytes_now.saturating_sub(disk_bytes);
+        self.short_bytes = self.short_bytes.saturating_sub(disk_bytes);
     }
 }
 
@@ -77,10 +78,10 @@ mod tests {
 
     fn candidates() -> Vec<Candidate<&'static str>> {
         [("new", 0, 10, 300), ("old", 5, 10, 100), ("tie", 4, 10, 100), ("empty", 0, 0, 1)]
-            .map(|(key, base_offset, size_bytes, mtime_ns)| Candidate {
+            .map(|(key, base_offset, disk_bytes, mtime_ns)| Candidate {
                 key,
                 base_offset,
-                size_bytes,
+                disk_bytes,
                 mtime_ns,
             })
             .to_vec()
@@ -101,7 +102,7 @@ mod tests {
         let (mut budget, mut chosen) = (*budget, Vec::new());
         for candidate in candidates {
             if budget.wants(&candidate) {
-                budget.released(candidate.size_bytes);
+                budget.released(candidate.disk_bytes);
                 chosen.push(candidate.key);
             }
         }

@@ -51,7 +51,7 @@ impl Tier {
             }
             match self.with_ballast(|| self.evict_one(log)) {
                 Ok(true) => {
-                    budget.released(candidate.size_bytes);
+                    budget.released(candidate.disk_bytes);
                     evicted += 1;
                 }
                 Ok(false) => {}
@@ -81,12 +81,12 @@ impl Tier {
     }
 
     fn look_for_candidates(&self) -> (u64, Vec<Candidate<Arc<LogFile>>>) {
-        let mut hot_bytes = 0;
+        let (mut hot_bytes, now_ms) = (0, self.clock.now_ms());
         let mut candidates = Vec::new();
         for dir in self.catalog.dirs() {
             for (_, log) in dir.all_logs() {
                 if log.is_hot() {
-                    hot_bytes += self.sizes.of(&log).map_or(0, |s| s.size_bytes);
+                    hot_bytes += self.sizes.on_disk(&log, now_ms).map_or(0, |s| s.disk_bytes);
                 }
             }
             self.candidates_of(&dir, &mut candidates);
@@ -114,10 +114,10 @@ impl Tier {
             if !may_go(&safety, self.config.evict_compacted) {
                 continue;
             }
-            if let Some(size) = self.sizes.of(&log) {
+            if let Some(size) = self.sizes.on_disk(&log, self.clock.now_ms()) {
                 into.push(Candidate {
                     base_offset: segment.base_offset,
-                    size_bytes: size.size_bytes,
+                    disk_bytes: size.disk_bytes,
                     mtime_ns: size.mtime_ns,
                     key: log,
                 });
@@ -129,7 +129,7 @@ impl Tier {
         if !self.is_compared(log)? {
             return Ok(false);
         }
-        let size_bytes = self.sizes.of(log).map_or(0, |s| s.size_bytes);
+        let size_bytes = self.sizes.of(log, self.clock.now_ms()).map_or(0, |s| s.size_bytes);
         let evicted = match log.evict() {
             // Renamed or unlinked under our hands: there is nothing to release any more.
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,

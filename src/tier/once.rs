@@ -92,6 +92,7 @@ impl Tier {
             dirs.iter().map(|d| d.segments().len().saturating_sub(1) as u64).sum();
         let parallel = self.config.uploads_max.max(1);
         futures::stream::iter(&dirs).for_each_concurrent(parallel, |dir| run.partition(dir)).await;
+        self.clone().roll_up().await;
         let mut report = run.report.into_inner();
         report.quarantined = self.quarantined_list();
         report

@@ -1,7 +1,8 @@
 //! Sizes and times of hot files, asked of the disk only when they can have changed.
 //!
 //! A file's size changes only through this process, which counts the changes, so a remembered size
-//! holds for as long as that count does. That makes a look at 10,000 segments cheap.
+//! holds for as long as that count does. That makes a look at 10,000 segments cheap. What it occupies on
+//! disk is the filesystem's to decide, which does so when it writes back: asked again until that is long past.
 
 use std::collections::HashMap;
 
@@ -10,6 +11,10 @@ use parking_lot::Mutex;
 use super::backoff::Backoffs;
 use crate::catalog::{LogFile, LogStat};
 
+/// So long after its last change at most a file's blocks change by themselves: write-back takes half a minute.
+const BLOCKS_SETTLE_MS: u64 = 120_000;
+/// The unit of `st_blocks`.
+const STAT_BLOCK_BYTES: u64 = 512;
 const EVICT_BACKOFF_MIN_MS: u64 = 5_000;
 const EVICT_BACKOFF_MAX_MS: u64 = 300_000;
 
@@ -17,12 +22,24 @@ const EVICT_BACKOFF_MAX_MS: u64 = 300_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub size_bytes: u64,
+    /// What it occupies on local disk: whole blocks, also behind its end.
+    pub disk_bytes: u64,
     pub mtime_ns: u64,
 }
 
 #[derive(Debug)]
+struct Known {
+    /// The file's count of changes.
+    mutations: u64,
+    size: Size,
+    /// When this count was seen first, and last with a look at the disk.
+    since_ms: u64,
+    looked_ms: u64,
+}
+
+#[derive(Debug)]
 pub(super) struct Sizes {
-    known: Mutex<HashMap<u64, (u64, Size)>>,
+    known: Mutex<HashMap<u64, Known>>,
     /// Files, by id, that could not be evicted: left alone for a while, and forgotten like their sizes.
     pub evict_pauses: Backoffs<u64>,
 }
@@ -35,17 +52,33 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// Of a file; `None` when it is gone or its stub is damaged.
-    pub fn of(&self, log: &LogFile) -> Option<Size> {
+    /// Size and time of a file; `None` when it is gone or its stub is damaged.
+    pub fn of(&self, log: &LogFile, now_ms: u64) -> Option<Size> {
+        self.look(log, now_ms, |_| true)
+    }
+
+    /// The same with the blocks of this moment.
+    pub fn on_disk(&self, log: &LogFile, now_ms: u64) -> Option<Size> {
+        let settled = |k: &Known| k.looked_ms.saturating_sub(k.since_ms) > BLOCKS_SETTLE_MS;
+        self.look(log, now_ms, settled)
+    }
+
+    fn look(&self, log: &LogFile, now_ms: u64, enough: impl Fn(&Known) -> bool) -> Option<Size> {
         let mutations = log.mutations();
-        if let Some((at, size)) = self.known.lock().get(&log.id)
-            && *at == mutations
+        let mut since_ms = now_ms;
+        if let Some(known) = self.known.lock().get(&log.id)
+            && known.mutations == mutations
         {
-            return Some(*size);
+            if enough(known) {
+                return Some(known.size);
+            }
+            since_ms = known.since_ms;
         }
-        let LogStat { size_bytes, mtime_ns, .. } = log.stat().ok()?;
-        let size = Size { size_bytes, mtime_ns };
-        self.known.lock().insert(log.id, (mutations, size));
+        let LogStat { size_bytes, mtime_ns, blocks, .. } = log.stat().ok()?;
+        let size =
+            Size { size_bytes, mtime_ns, disk_bytes: blocks.saturating_mul(STAT_BLOCK_BYTES) };
+        let known = Known { mutations, size, since_ms, looked_ms: now_ms };
+        self.known.lock().insert(log.id, known);
         Some(size)
     }
 

@@ -37,6 +37,8 @@ pub struct Totals {
     pub archived_bytes: u64,
     /// On local disk in `hot/`, whatever their state.
     pub hot_bytes: u64,
+    /// What they occupy there, which is what the hot budget limits.
+    pub hot_disk_bytes: u64,
     /// Of the closed ones, those without local bytes.
     pub cold_segments: u64,
     /// Their bytes.
@@ -129,6 +131,8 @@ pub struct CountersStatus {
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TierStatus {
+    /// When somebody looked, milliseconds since the epoch: a status may be half a second old.
+    pub as_of_ms: u64,
     /// By name.
     pub topics: Vec<TopicStatus>,
     /// Over all topics.
@@ -159,6 +163,7 @@ impl Totals {
         self.archived_segments += o.archived_segments;
         self.archived_bytes += o.archived_bytes;
         self.hot_bytes += o.hot_bytes;
+        self.hot_disk_bytes += o.hot_disk_bytes;
         self.cold_segments += o.cold_segments;
         self.cold_bytes += o.cold_bytes;
         self.cached_bytes += o.cached_bytes;
@@ -213,6 +218,7 @@ impl Tier {
         topics.values().for_each(|t| totals.add(&t.sums));
         let topics = topics.into_iter().map(|(topic, t)| TopicStatus { topic, ..t }).collect();
         TierStatus {
+            as_of_ms: now_ms,
             topics,
             totals,
             spool: self.spool_status(),
@@ -235,7 +241,11 @@ impl Tier {
     ) {
         for (_, log) in dir.all_logs() {
             match log.content() {
-                Content::Hot(_) => sums.hot_bytes += self.size_of(&log),
+                Content::Hot(_) => {
+                    let size = self.sizes.on_disk(&log, now_ms);
+                    sums.hot_bytes += size.map_or(0, |s| s.size_bytes);
+                    sums.hot_disk_bytes += size.map_or(0, |s| s.disk_bytes);
+                }
                 Content::Broken(_) => broken.push(log.label()),
                 Content::Cold(_) | Content::Overlaid(..) => {}
             }
@@ -269,12 +279,12 @@ impl Tier {
     }
 
     fn size_of(&self, log: &LogFile) -> u64 {
-        self.sizes.of(log).map_or(0, |s| s.size_bytes)
+        self.sizes.of(log, self.clock.now_ms()).map_or(0, |s| s.size_bytes)
     }
 
     fn waits_for_s(&self, log: &LogFile, now_ms: u64) -> u64 {
         let seen_ms = self.rolled.lock().get(&log.id).copied().filter(|ms| *ms > 0);
-        let mtime_ms = || self.sizes.of(log).map_or(now_ms, |s| s.mtime_ns / 1_000_000);
+        let mtime_ms = || self.sizes.of(log, now_ms).map_or(now_ms, |s| s.mtime_ns / 1_000_000);
         now_ms.saturating_sub(seen_ms.unwrap_or_else(mtime_ms)) / 1000
     }
 

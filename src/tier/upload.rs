@@ -1,17 +1,14 @@
-//! The remote half of archiving: two objects under a fresh name, read back and compared byte for byte.
-
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
+//! The remote half of archiving: two objects under a fresh name, read back and compared with what was scanned.
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use sha2::Digest as _;
 
 use super::Tier;
 use super::error::TierError;
 use super::prepare::{Job, Prepared};
+use super::witness::LogWitness;
 use crate::clock::random_u64;
+use crate::kafka::scan::SegmentScan;
 use crate::manifest::AuxBuilder;
 use crate::store::{Op, StoreErrorKind, fail_point, names};
 use crate::types::{ArchivedSegment, ChainId, FileSizes, ObjectKey, Sha256, UploadId};
@@ -85,64 +82,41 @@ impl Tier {
         let aux_key = names::aux_key(chain, segment.base_offset, &segment.upload_id);
         let range = prepared.position..prepared.position + segment.size_bytes;
         fail_point("archive.log.put", Op::Put, &log_key)?;
-        self.store.put_file(&log_key, &prepared.file, range.clone(), &self.rate).await?;
+        self.store.put_file(&log_key, &prepared.file, range, &self.rate).await?;
         self.rate.acquire(segment.aux_size_bytes).await;
         fail_point("archive.aux.put", Op::Put, &aux_key)?;
         self.store.put_overwrite(&aux_key, aux).await?;
         fail_point("archive.log.compare", Op::Get, &log_key)?;
-        self.compare_with_file(&log_key, &prepared.file, range).await?;
+        self.compare_log(&log_key, &prepared.scan).await?;
         fail_point("archive.aux.compare", Op::Get, &aux_key)?;
         self.compare(&aux_key, segment.aux_size_bytes, segment.aux_sha256).await?;
         Ok(fail_point("archive.compared", Op::Get, &log_key)?)
     }
 
-    /// Reads a whole object and compares it byte by byte with a range of a file.
-    async fn compare_with_file(
-        &self,
-        key: &ObjectKey,
-        file: &File,
-        range: Range<u64>,
-    ) -> Result<(), TierError> {
-        let differs = |found: String| TierError::ReadBack {
+    /// Reads a `.log` object back and compares it with what was scanned.
+    async fn compare_log(&self, key: &ObjectKey, scan: &SegmentScan) -> Result<(), TierError> {
+        let witness = LogWitness::new(scan);
+        let found = self.store.read_back(key, witness, LogWitness::bytes).await?;
+        found.finish().map_err(|found| TierError::ReadBack {
             key: key.to_string(),
-            expected: format!("the {} bytes that were sent", range.end - range.start),
+            expected: format!("the {} bytes that were sent", scan.size_bytes),
             found,
-        };
-        let mut stream = self.store.read_back(key).await?;
-        let (mut at, mut ours) = (range.start, Vec::new());
-        while let Some(theirs) = stream.next().await {
-            let theirs = theirs?;
-            if theirs.len() as u64 > range.end - at {
-                return Err(differs("more".to_owned()));
-            }
-            ours.resize(theirs.len(), 0);
-            file.read_exact_at(&mut ours, at)
-                .map_err(|e| differs(format!("the local file: {e}")))?;
-            if ours != theirs {
-                return Err(differs(format!("others, behind byte {}", at - range.start)));
-            }
-            at += theirs.len() as u64;
-        }
-        if at < range.end {
-            return Err(differs(format!("only {}", at - range.start)));
-        }
-        Ok(())
+        })
     }
 
-    /// Reads a whole object and compares its length and checksum.
+    /// Reads a whole object back and compares its length and checksum.
     async fn compare(
         &self,
         key: &ObjectKey,
         size_bytes: u64,
         sha256: Sha256,
     ) -> Result<(), TierError> {
-        let mut stream = self.store.read_back(key).await?;
-        let (mut found_bytes, mut hasher) = (0u64, sha2::Sha256::new());
-        while let Some(piece) = stream.next().await {
-            let piece = piece?;
-            found_bytes += piece.len() as u64;
-            hasher.update(&piece);
-        }
+        let feed = |(bytes, hasher): &mut (u64, sha2::Sha256), piece: &[u8]| {
+            *bytes += piece.len() as u64;
+            hasher.update(piece);
+        };
+        let begin = (0u64, sha2::Sha256::new());
+        let (found_bytes, hasher) = self.store.read_back(key, begin, feed).await?;
         let found = Sha256(hasher.finalize().into());
         if (found_bytes, found) == (size_bytes, sha256) {
             return Ok(());

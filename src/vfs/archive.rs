@@ -144,8 +144,15 @@ impl ArchiveTree {
         let listing = self.index.list().await?;
         let at = listing.binary_search_by(|n| n.name.as_str().cmp(name));
         let named = at.ok().and_then(|i| listing.get(i)).ok_or(VfsError::NotFound)?;
+        let changed_ns = self.changed_ns(named).await;
         let ino = self.looked_up(Place::Partition(named.id.clone()));
-        Ok(Attr::synthetic(ino, Kind::Dir, 0, named.created_ms * 1_000_000))
+        Ok(Attr::synthetic(ino, Kind::Dir, 0, changed_ns))
+    }
+
+    /// When a partition's directory changed, without opening its chain.
+    async fn changed_ns(&self, named: &NamedChain) -> u64 {
+        let created_ns = named.created_ms.saturating_mul(1_000_000);
+        self.index.changed_ns(&named.id).await.unwrap_or(created_ns)
     }
 
     /// A name in a partition's directory.
@@ -183,6 +190,11 @@ impl ArchiveTree {
     /// Attributes of a number that was looked up.
     pub async fn getattr(&self, ino: u64) -> Result<Attr> {
         let place = self.place(ino)?;
+        if let Place::Partition(id) = &place
+            && let Some(named) = self.index.named(id).await?
+        {
+            return Ok(Attr::synthetic(ino, Kind::Dir, 0, self.changed_ns(&named).await));
+        }
         let (Place::Partition(id)
         | Place::Segment(id, ..)
         | Place::Metadata(id)
@@ -277,6 +289,9 @@ impl ArchiveTree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 fn place_of(chain: &Chain, id: &ChainId, name: &str) -> Option<Place> {
     if name == names::PARTITION_METADATA {

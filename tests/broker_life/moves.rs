@@ -210,7 +210,7 @@ fn one_mount_dies(life: &mut Life) {
     life.other.prove_with(&life.broker, &["--allow-trimmed"]);
 }
 
-/// Of the broker, but for one of Kafka 4.3's own: it can be told of a move's end when it has forgotten the move.
+/// Of the broker, but for one more of Kafka 4.3's own: it can be told of a move's end when it has forgotten the move.
 fn errors(broker: &Broker) -> Vec<String> {
     let all = broker.errors().into_iter();
     all.filter(|line| !line.contains("AssignmentsManager")).collect()

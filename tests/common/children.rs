@@ -103,8 +103,9 @@ impl Running {
         let _ = rustix::process::kill_process(pid, signal);
     }
 
-    /// Waits for the end; panics with its last words when it does not end.
+    /// Waits for the end; panics with its last words when it does not end in `seconds`, or [`super::WAIT_MIN_S`].
     pub fn wait(&mut self, seconds: u64) -> ExitStatus {
+        let seconds = seconds.max(super::WAIT_MIN_S);
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
             if let Some(status) = self.ended() {

@@ -92,8 +92,12 @@ impl Drop for Scratch {
     }
 }
 
-/// Asks every 100 ms until `done` gives a value; panics with what it last said was missing.
+/// No wait is given up before. A machine under load can stand still for longer than anything takes.
+pub const WAIT_MIN_S: u64 = 60;
+
+/// Asks every 100 ms until `done` gives a value; panics with what it last said was missing after `seconds`, or [`WAIT_MIN_S`].
 pub fn wait_until<T>(what: &str, seconds: u64, mut done: impl FnMut() -> Result<T, String>) -> T {
+    let seconds = seconds.max(WAIT_MIN_S);
     let deadline = Instant::now() + Duration::from_secs(seconds);
     loop {
         match done() {

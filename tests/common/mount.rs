@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 use super::children::{self, Running};
-use super::{Scratch, unless, wait_until};
+use super::{Scratch, WAIT_MIN_S, unless, wait_until};
 
 /// How to mount; `start` does it, as often as wanted.
 #[derive(Clone)]
@@ -134,8 +135,19 @@ impl Mount {
         self.process.output()
     }
 
-    /// `.everlog/status.json`.
+    /// `.everlog/status.json` of a moment that is not before this call: a daemon gives a young one again, and what the test did just
+    /// now is not in that.
     pub fn status(&self) -> Value {
+        let asked = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        wait_until("a new status", WAIT_MIN_S, || {
+            let status = self.any_status();
+            // An archive mount has no tiering, and makes each one anew.
+            let new = status["as_of_ms"].as_u64().is_none_or(|at| at >= asked);
+            if new { Ok(status) } else { Err(format!("{} at {asked}", status["as_of_ms"])) }
+        })
+    }
+
+    fn any_status(&self) -> Value {
         let path = self.path(".everlog/status.json");
         let text = std::fs::read(&path)
             .unwrap_or_else(|e| panic!("{}: {e}\n{}", path.display(), self.process.tail()));

@@ -1,5 +1,7 @@
 //! From closed to archived to evicted, and what must not go that way.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::world::{World, age, chain_id, log_bytes, name, stub_path};
 use crate::catalog::Content;
 use crate::local::{Stub, stub};
@@ -104,7 +106,7 @@ async fn eviction_leaves_a_stub_that_the_next_mount_knows() {
     let dir = world.hot().join("t-0");
     let before = std::fs::metadata(dir.join(name(0))).unwrap();
     let modified = age(&dir.join(name(0)));
-    world.config.hot_bytes = Some(before.len() * 2);
+    world.config.hot_bytes = Some(before.blocks() * 512 * 2);
     let mount = world.mount();
     assert_eq!(mount.tier.evict_round().unwrap(), 0, "nothing is archived");
     mount.drain().await.unwrap();

@@ -1,6 +1,7 @@
 //! One file, entry or answer that goes wrong stops no other, and nothing is released on a presumption.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::world::{Mount, World, log_bytes, name, stub_path};
@@ -17,11 +18,15 @@ fn world() -> World {
     world
 }
 
+/// What a `.log` occupies on disk, as `du` sees it.
+fn disk_bytes(world: &World, base: i64) -> u64 {
+    fs::metadata(world.hot().join("t-0").join(name(base))).unwrap().blocks() * 512
+}
+
 /// Limited so that one byte has to go.
 fn too_full() -> (World, Mount) {
     let mut world = world();
-    let dir = world.hot().join("t-0");
-    let sizes = [0, 100, 200].map(|base| fs::metadata(dir.join(name(base))).unwrap().len());
+    let sizes = [0, 100, 200].map(|base| disk_bytes(&world, base));
     world.config.hot_bytes = Some(sizes.iter().sum::<u64>() - 1);
     let mount = world.mount();
     (world, mount)
@@ -39,6 +44,36 @@ async fn a_file_that_cannot_be_evicted_stops_no_other_and_waits() {
     let before = mount.tier.counters().evicted_segments.get();
     assert_eq!((before, mount.tier.evict_round().unwrap()), (1, 0), "not at once again");
     fs::remove_dir_all(&in_the_way).unwrap();
+}
+
+#[tokio::test]
+async fn the_budget_limits_what_files_occupy_on_disk_and_not_their_lengths() {
+    let mut world = World::new();
+    // Batches of ten offsets: no segment's length is a multiple of a disk's block.
+    let bases = [0, 10, 30, 60, 100, 150, 210];
+    world.partition("t-0", &bases, 280);
+    world.checkpoints(&[("t-0", 280)]);
+    let lengths: u64 = bases
+        .iter()
+        .map(|b| fs::metadata(world.hot().join("t-0").join(name(*b))).unwrap().len())
+        .sum();
+    let occupied = |world: &World| -> u64 {
+        let there = bases.iter().filter(|b| world.hot().join("t-0").join(name(**b)).exists());
+        there.map(|b| disk_bytes(world, *b)).sum()
+    };
+    assert!(lengths + 4096 < occupied(&world), "{lengths} of {}", occupied(&world));
+    // The lengths would be within it.
+    world.config.hot_bytes = Some(lengths);
+    let mount = world.mount();
+    mount.drain().await.unwrap();
+    assert!(mount.tier.evict_round().unwrap() > 0);
+    let left = occupied(&world);
+    assert!(left <= lengths, "{left} bytes on disk, {lengths} wanted");
+    assert_eq!(mount.tier.evict_round().unwrap(), 0, "it is kept now");
+    mount.tier.status_cache.lock().take();
+    let totals = mount.tier.status().totals;
+    assert_eq!(totals.hot_disk_bytes, left);
+    assert!(totals.hot_bytes < left);
 }
 
 #[tokio::test]
