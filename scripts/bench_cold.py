@@ -20,6 +20,8 @@ import __main__ as bench
 
 BUCKET = "logs"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "rig", "AWS_SECRET_ACCESS_KEY": "rigsecret", "AWS_REGION": "us-east-1"}
+# Of this shell's settings for clouds, peers get none.
+PEER_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 READ_BYTES = 1 << 20
 RANDOM_READS = 200
 RANDOM_BYTES = 64 << 10
@@ -143,7 +145,7 @@ class World:
         remote = (f":s3,provider=Other,access_key_id=rig,secret_access_key=rigsecret,endpoint='{proxy.endpoint()}',"
                   f"force_path_style=true:{BUCKET}")
         command = ["rclone", "mount", remote, "@POINT@", "--vfs-cache-mode", "full", "--cache-dir", self.cache("rclone", keep), "--read-only"]
-        return Peer(self.work, "rclone", command, os.environ, self.objects)
+        return Peer(self.work, "rclone", command, PEER_ENVIRONMENT, self.objects)
 
     def s3fs(self, proxy, keep=False):
         passwords = self.work / "s3fs.passwd"
@@ -151,7 +153,7 @@ class World:
         passwords.chmod(0o600)
         command = ["s3fs", BUCKET, "@POINT@", "-f", "-o", f"url={proxy.endpoint()},use_path_request_style,passwd_file={passwords},"
                    f"use_cache={self.cache('s3fs', keep)},ro"]
-        return Peer(self.work, "s3fs", command, os.environ, self.objects)
+        return Peer(self.work, "s3fs", command, PEER_ENVIRONMENT, self.objects)
 
     def candidates(self):
         found = [("Everlog", self.everlog)]
