@@ -239,25 +239,27 @@ impl Reader {
         &self.inner.cache
     }
 
-    /// The bytes, if all of them are on disk. Short disk work on the calling thread; never a request
-    /// that it waits for. A reader that goes on is noticed and read ahead of.
-    #[must_use]
-    pub fn try_cached(
+    /// Fills the caller's buffer, if all of the bytes are on disk: how many there are, fewer than it has
+    /// room for only at the object's end. Short disk work on the calling thread; never a request that it
+    /// waits for. A reader that goes on is noticed and read ahead of.
+    pub fn try_cached_into(
         &self,
         source: &ObjectSource,
         streams: &ReadStreams,
         offset: u64,
-        len: usize,
-    ) -> Option<Bytes> {
-        let span = span(source, offset, len);
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let span = span(source, offset, out.len());
+        let out = &mut out[..(span.end - span.start) as usize];
         if span.is_empty() {
-            return Some(Bytes::new());
+            return Some(0);
         }
-        let object = self.inner.cached_object(source)?;
-        let bytes = object.read(span.start, (span.end - span.start) as usize)?;
+        if !self.inner.cached_object(source)?.read_into(span.start, out) {
+            return None;
+        }
         let plan = self.inner.plan(source, streams, &span, (true, None));
         self.inner.prefetch(source, streams, plan.ahead);
-        Some(bytes)
+        Some(out.len())
     }
 
     /// Exactly the bytes from `offset` on: `len`, or as many as there are before the object's end.

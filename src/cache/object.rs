@@ -5,6 +5,7 @@
 //! an eviction in between costs a fetch, never a wrong byte. Readers and fillers share `gate`;
 //! taking bytes away needs it alone.
 
+mod into;
 mod pieces;
 
 use std::fs::File;

@@ -157,8 +157,8 @@ impl Vfs {
                 None => self.read_cold(log, streams, offset, buffer, caller),
             },
             Handle::Archive(ArchiveFile::Log(source, streams)) => {
-                if let Some(bytes) = self.reader.try_cached(source, streams, offset, buffer.len()) {
-                    return Ok(ReadReply::Bytes(bytes));
+                if let Some(n) = self.reader.try_cached_into(source, streams, offset, buffer) {
+                    return Ok(ReadReply::Filled(n));
                 }
                 let (vfs, handle, len) = (self.clone(), handle.clone(), buffer.len());
                 Ok(ReadReply::Later(Box::pin(async move {
@@ -188,8 +188,9 @@ impl Vfs {
         let pieces = log.plan_read(offset, buffer.len())?;
         if let [Piece::Archived(stub, extent, at, len)] = pieces.as_slice() {
             let source = log_source(stub, extent);
-            if let Some(bytes) = self.reader.try_cached(&source, streams, *at, *len) {
-                return Ok(ReadReply::Bytes(bytes));
+            let buffer = &mut buffer[..*len];
+            if let Some(n) = self.reader.try_cached_into(&source, streams, *at, buffer) {
+                return Ok(ReadReply::Filled(n));
             }
         }
         let (reader, streams) = (self.reader.clone(), streams.clone());
