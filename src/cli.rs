@@ -15,6 +15,7 @@ mod priority;
 mod reader_mount;
 mod serve;
 mod status;
+mod unanswered;
 mod units;
 
 use std::process::ExitCode;

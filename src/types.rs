@@ -7,7 +7,7 @@ pub mod envelope;
 pub mod ids;
 pub mod segment;
 
-pub use ids::{ChainId, ObjectKey, Sha256, TopicId, TopicPartition, UploadId};
+pub use ids::{ChainId, ObjectKey, Sha256, Sha256Hasher, TopicId, TopicPartition, UploadId};
 pub use segment::{ArchivedSegment, EpochStart, FileSizes};
 
 /// The unit of verification and caching: 64 KiB of a `.log`.

@@ -81,9 +81,7 @@ impl OldTopics {
     fn prove(&self, after: &str) {
         for topic in &self.topics {
             let name = topic.ledger.topic();
-            // The budget counts bytes, this looks at whole blocks on disk.
-            let allocated = self.hot_bytes + SEGMENT_BYTES;
-            settle(&self.mount, &self.hot, name, &self.bucket, allocated);
+            settle(&self.mount, &self.hot, name, &self.bucket, self.hot_bytes);
             let status = self.mount.status();
             assert_eq!(status["quarantine"], 0, "after {after}: {status}");
             let cold = cold_segments(self.mount.point(), &self.hot, name);

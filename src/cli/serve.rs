@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tokio::runtime::Runtime;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::args::MountArgs;
+use super::unanswered::Unanswered;
 use super::{CliError, background, mountpoint, priority};
 use crate::fuse::{FuseConfig, Session};
 use crate::vfs::Vfs;
@@ -25,7 +28,9 @@ const BLOCKING_THREADS_MAX: usize = 64;
 /// Where the process logs.
 pub fn start_log(args: &MountArgs, default: &Path) -> Result<PathBuf, CliError> {
     let path = args.log_file.clone().unwrap_or_else(|| default.to_owned());
-    let filter = tracing_subscriber::EnvFilter::try_from_env("EVERLOG_LOG").unwrap_or_else(|_| {
+    let asked = tracing_subscriber::EnvFilter::try_from_env("EVERLOG_LOG").ok();
+    let unanswered = asked.is_none().then_some(Unanswered);
+    let filter = asked.unwrap_or_else(|| {
         tracing_subscriber::EnvFilter::new("info,fuser=error,object_store=error")
     });
     let builder =
@@ -37,9 +42,9 @@ pub fn start_log(args: &MountArgs, default: &Path) -> Result<PathBuf, CliError> 
                 path.display()
             ))
         })?;
-        builder.with_writer(Arc::new(file)).init();
+        builder.with_writer(Arc::new(file)).finish().with(unanswered).init();
     } else {
-        builder.with_writer(std::io::stderr).init();
+        builder.with_writer(std::io::stderr).finish().with(unanswered).init();
     }
     Ok(path)
 }

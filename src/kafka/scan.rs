@@ -7,13 +7,11 @@
 mod content;
 mod order;
 
-use sha2::Digest as _;
-
 pub use content::{ContentBlock, ContentHash};
 
 use super::batch::{BatchHeader, HEADER_BYTES_MAX, PREFIX_BYTES, crc_start, header_len};
 use super::index::{BatchInfo, IndexBuilder};
-use crate::types::{BLOCK_BYTES, EpochStart, Sha256};
+use crate::types::{BLOCK_BYTES, EpochStart, Sha256, Sha256Hasher};
 use content::ContentCutter;
 use order::OrderRules;
 
@@ -116,7 +114,7 @@ const START: Stage = Stage::Header { have: 0, need: PREFIX_BYTES };
 /// Scans one segment; see the module's text.
 pub struct SegmentScanner {
     position: u64,
-    sha: sha2::Sha256,
+    sha: Sha256Hasher,
     block_crc: u32,
     block_crcs: Vec<u32>,
     content: ContentCutter,
@@ -134,7 +132,7 @@ impl SegmentScanner {
     pub fn new(options: ScanOptions) -> Self {
         Self {
             position: 0,
-            sha: sha2::Sha256::new(),
+            sha: Sha256Hasher::default(),
             block_crc: 0,
             block_crcs: Vec::new(),
             content: ContentCutter::default(),
@@ -196,7 +194,7 @@ impl SegmentScanner {
         }
         Ok(SegmentScan {
             size_bytes: self.position,
-            sha256: Sha256(self.sha.finalize().into()),
+            sha256: self.sha.finish(),
             block_crcs: self.block_crcs,
             content_blocks: self.content.finish(),
             batches: self.order.batches,

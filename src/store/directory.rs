@@ -28,7 +28,7 @@ const SYNCED_DIRS_MAX: usize = 65_536;
 type Absence = (StoreErrorKind, String);
 
 /// `everlog.json` as it was when the store was identified, and the file in which it was last seen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Seen {
     identity: Bytes,
     file: Option<(u64, u64)>,
@@ -100,8 +100,8 @@ impl Directory {
 
     /// Once the store was identified: that it is this one which lies in `dir`.
     fn identify(&self, dir: &Path) -> Result<(), Absence> {
-        let mut seen = self.seen.lock();
-        let Some(seen) = seen.as_mut() else { return Ok(()) };
+        // Not held over what may hang.
+        let Some(seen) = self.seen.lock().clone() else { return Ok(()) };
         let path = dir.join(names::identity_key().as_str());
         let named = self.root.join(names::identity_key().as_str());
         let gone = |e: io::Error| match e.kind() {
@@ -121,7 +121,7 @@ impl Directory {
             let why = "is of another store than before: is another disk mounted there?";
             return Err(unavailable(format!("{} {why}", named.display())));
         }
-        seen.file = file;
+        *self.seen.lock() = Some(Seen { file, ..seen });
         Ok(())
     }
 

@@ -52,7 +52,7 @@ impl Store {
         self.check_range(key, &result, &(0..size))?;
         let GetResult { payload, .. } = result;
         match payload {
-            GetResultPayload::File(file, _) => self.from_disk(key, file, size, into, feed).await,
+            GetResultPayload::File(file, _) => self.read_disk(key, file, size, into, feed).await,
             GetResultPayload::Stream(stream) => {
                 let for_errors = key.clone();
                 let pieces = stream.map_err(move |e| map(Op::Get, &for_errors)(e));
@@ -65,7 +65,7 @@ impl Store {
         }
     }
 
-    async fn from_disk<T: Send + 'static>(
+    async fn read_disk<T: Send + 'static>(
         &self,
         key: &ObjectKey,
         file: File,

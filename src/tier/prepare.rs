@@ -292,8 +292,7 @@ pub(super) fn hash_file(
     file: &File,
     stopping: &AtomicBool,
 ) -> io::Result<(u64, crate::types::Sha256)> {
-    use sha2::Digest as _;
-    let mut hasher = sha2::Sha256::new();
+    let mut hasher = crate::types::Sha256Hasher::default();
     let mut buffer = vec![0u8; READ_BYTES];
     let mut at = 0;
     loop {
@@ -302,7 +301,7 @@ pub(super) fn hash_file(
         }
         let got = read_some(file, &mut buffer, at)?;
         if got == 0 {
-            return Ok((at, crate::types::Sha256(hasher.finalize().into())));
+            return Ok((at, hasher.finish()));
         }
         hasher.update(&buffer[..got]);
         at += got as u64;

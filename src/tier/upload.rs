@@ -1,7 +1,6 @@
 //! The remote half of archiving: two objects under a fresh name, read back and compared with what was scanned.
 
 use bytes::Bytes;
-use sha2::Digest as _;
 
 use super::Tier;
 use super::error::TierError;
@@ -11,7 +10,9 @@ use crate::clock::random_u64;
 use crate::kafka::scan::SegmentScan;
 use crate::manifest::AuxBuilder;
 use crate::store::{Op, StoreErrorKind, fail_point, names};
-use crate::types::{ArchivedSegment, ChainId, FileSizes, ObjectKey, Sha256, UploadId};
+use crate::types::{
+    ArchivedSegment, ChainId, FileSizes, ObjectKey, Sha256, Sha256Hasher, UploadId,
+};
 
 /// What the manifest will say of the segment, but for its `.aux`.
 fn describe(job: &Job, p: &Prepared, upload_id: UploadId) -> ArchivedSegment {
@@ -111,13 +112,13 @@ impl Tier {
         size_bytes: u64,
         sha256: Sha256,
     ) -> Result<(), TierError> {
-        let feed = |(bytes, hasher): &mut (u64, sha2::Sha256), piece: &[u8]| {
+        let feed = |(bytes, hasher): &mut (u64, Sha256Hasher), piece: &[u8]| {
             *bytes += piece.len() as u64;
             hasher.update(piece);
         };
-        let begin = (0u64, sha2::Sha256::new());
+        let begin = (0u64, Sha256Hasher::default());
         let (found_bytes, hasher) = self.store.read_back(key, begin, feed).await?;
-        let found = Sha256(hasher.finalize().into());
+        let found = hasher.finish();
         if (found_bytes, found) == (size_bytes, sha256) {
             return Ok(());
         }

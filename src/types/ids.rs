@@ -187,8 +187,42 @@ impl Sha256 {
     /// Of bytes at hand.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        use sha2::Digest as _;
-        Self(sha2::Sha256::digest(bytes).into())
+        let mut hasher = Sha256Hasher::default();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+/// Takes bytes in pieces. On a processor without instructions for it a SHA-256 is most of what archiving costs, so the
+/// implementation is the one with the widest registers.
+#[derive(Clone)]
+pub struct Sha256Hasher(ring::digest::Context);
+
+impl Default for Sha256Hasher {
+    fn default() -> Self {
+        Self(ring::digest::Context::new(&ring::digest::SHA256))
+    }
+}
+
+impl Sha256Hasher {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Of all of them.
+    #[must_use]
+    pub fn finish(self) -> Sha256 {
+        let mut out = [0; 32];
+        // Both are 32 bytes long.
+        out.iter_mut().zip(self.0.finish().as_ref()).for_each(|(to, from)| *to = *from);
+        Sha256(out)
+    }
+}
+
+impl fmt::Debug for Sha256Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sha256Hasher")
     }
 }
 
@@ -251,6 +285,21 @@ mod tests {
     fn names_that_kafka_would_refuse_are_refused() {
         for text in ["nodash", "a-", "a-01", "a-+1", "-1", "a/b-0", "..-0", "a-99999999999"] {
             assert!(text.parse::<TopicPartition>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_hash_of_pieces_is_that_of_the_whole_and_the_one_that_everybody_computes() {
+        use sha2::Digest as _;
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        for length in [0, 1, 55, 56, 63, 64, 65, 127, 128, 1000, 10_000] {
+            let expected: [u8; 32] = sha2::Sha256::digest(&bytes[..length]).into();
+            assert_eq!(Sha256::of(&bytes[..length]).0, expected, "{length}");
+            for piece in [1, 63, 64, 65, 4096] {
+                let mut hasher = Sha256Hasher::default();
+                bytes[..length].chunks(piece).for_each(|p| hasher.update(p));
+                assert_eq!(hasher.finish().0, expected, "{length} in pieces of {piece}");
+            }
         }
     }
 
