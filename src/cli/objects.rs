@@ -1,9 +1,15 @@
-//! Building the store and checking, before anything is served, that it is the right one.
+//! Building the store and the cache, and checking, before anything is served, that the store is the right one.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 
 use super::CliError;
-use super::args::{StoreArgs, TopicArgs};
+use super::args::{MountArgs, StoreArgs, TopicArgs};
+use super::control;
+use super::keeping::Keeping;
+use crate::cache::{BlockCache, CacheConfig, CacheLimits};
 use crate::store::{self, IdentityError, Store, StoreIdentity, StoreOptions, StoreUrl};
 
 /// Parses the URL and builds the client. Contacts nothing.
@@ -11,6 +17,31 @@ pub fn store(args: &StoreArgs) -> Result<Store, CliError> {
     let url: StoreUrl = args.store.parse()?;
     let options = StoreOptions { single_writer: args.single_writer, ..StoreOptions::default() };
     Ok(Store::open(&url, options)?)
+}
+
+/// Descriptors that the cache keeps open: two for each of so many objects.
+const OPEN_OBJECTS_MAX: usize = 512;
+
+/// The mount's block cache.
+pub fn cache(args: &MountArgs, dir: &Path) -> Result<Arc<BlockCache>, CliError> {
+    let config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: OPEN_OBJECTS_MAX };
+    let limits = CacheLimits {
+        free_bytes: args.cache_free_bytes,
+        files_max: args.cache_files,
+        ..CacheLimits::default()
+    };
+    Ok(Arc::new(BlockCache::open_with(dir, config, limits)?))
+}
+
+/// Lets commands reach this mount; the socket's name. Without it everything else works.
+pub fn take_commands(keeping: Keeping) -> Option<String> {
+    match control::listen(keeping) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            tracing::error!(%error, "this mount cannot take commands ('everlog warm' and others)");
+            None
+        }
+    }
 }
 
 /// Where the store is, for messages.
