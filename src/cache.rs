@@ -5,30 +5,48 @@
 //! caller and knows nothing of stores or manifests; everything in it may be thrown away at any time.
 //! All calls are blocking disk I/O. `docs/FORMATS.md` 3.3 has the bytes.
 //!
-//! Locks, in the order in which they may nest: a name's stripe (files come and go), an object's
+//! A read takes no lock that is held over a call to the disk, but for a moment's wait for its own object's
+//! files to be opened. Locks, in the order in which they may nest: a name's (files come and go), an object's
 //! gate (bytes come and go), the ledger (memory only).
 
 mod evict;
+mod health;
 mod ledger;
 mod map;
+mod names;
 mod object;
+mod pins;
+mod policy;
 mod scan;
+mod stats;
 #[cfg(test)]
 mod tests;
+mod trim;
+mod wanted;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
+use crate::clock::Clock;
 use crate::types::{ObjectKey, Sha256, block_count};
+pub use health::Bypassed;
+use health::Health;
 use ledger::{Ledger, Name};
 use map::BlockMap;
+use names::NameLocks;
 pub use object::{CachedObject, Filled, FoundBlocks};
+use pins::Pins;
+pub use stats::CacheStats;
+use stats::Counters;
+use trim::{Bell, Trimmer};
+pub use wanted::{Favour, Pinned};
 
 /// Limits of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +55,23 @@ pub struct CacheConfig {
     pub budget_bytes: u64,
     /// Objects whose two files are kept open when nobody reads them.
     pub open_objects_max: usize,
+}
+
+/// More limits of a cache, which leave room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// What stays free of the filesystem's space, in bytes; `None`: a twentieth of it, at most 1 GiB.
+    pub free_bytes: Option<u64>,
+    /// Files in the cache: two for each object, one for its `.aux`.
+    pub files_max: u64,
+    /// Reads of the same blocks within this time are one use of them, in milliseconds.
+    pub correlated_ms: u64,
+}
+
+impl Default for CacheLimits {
+    fn default() -> Self {
+        Self { free_bytes: None, files_max: 200_000, correlated_ms: 10_000 }
+    }
 }
 
 /// Why the cache cannot do it. None of these makes archived bytes unavailable.
@@ -66,11 +101,30 @@ pub enum CacheError {
         /// Number of checksums that were offered.
         found: usize,
     },
-    /// It is larger than the budget leaves room for: go on without.
-    #[error("{bytes} bytes do not fit the cache's budget")]
+    /// There is no room for it now: go on without.
+    #[error("there is no room for {bytes} bytes in the cache now")]
     NoRoom {
         /// That were to be kept.
         bytes: u64,
+    },
+    /// The disk failed a short while ago: go on without.
+    #[error("the cache is bypassed: its disk fails")]
+    Bypassed,
+    /// So much cannot be pinned: unpin something, or give the cache a larger budget.
+    #[error(
+        "no room to pin {bytes} bytes in {files} files: pinned are {pinned_bytes} bytes, of a budget of {budget_bytes} bytes three quarters can be pinned, and of {files_max} files likewise"
+    )]
+    NoRoomToPin {
+        /// More than now.
+        bytes: u64,
+        /// More than now.
+        files: u64,
+        /// Now.
+        pinned_bytes: u64,
+        /// Of the cache.
+        budget_bytes: u64,
+        /// Of the cache.
+        files_max: u64,
     },
 }
 
@@ -99,50 +153,18 @@ pub enum FillError {
     },
 }
 
-/// Figures since the cache was opened; `allocated_bytes` and `objects` are of now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-pub struct CacheStats {
-    /// Space on disk.
-    pub allocated_bytes: u64,
-    /// Objects with a block map.
-    pub objects: u64,
-    /// Lookups that found everything.
-    pub hits: u64,
-    /// Lookups that did not.
-    pub misses: u64,
-    /// Taken away to make room.
-    pub evicted_bytes: u64,
-    /// Blocks, and states of blocks, that were not what was written.
-    pub damaged_blocks: u64,
-    /// Block maps that could not be believed and were removed with their data.
-    pub damaged_maps: u64,
-    /// `.aux` files that could not be believed and were removed.
-    pub damaged_aux: u64,
-    /// Verified and written.
-    pub filled_bytes: u64,
-}
-
-#[derive(Default)]
-pub(crate) struct Counters {
-    hits: AtomicU64,
-    misses: AtomicU64,
-    evicted_bytes: AtomicU64,
-    damaged_blocks: AtomicU64,
-    damaged_maps: AtomicU64,
-    damaged_aux: AtomicU64,
-    filled_bytes: AtomicU64,
-}
-
-const STRIPES: usize = 32;
-
 /// What the cache and its handles have in common.
 pub(crate) struct Shared {
     dir: PathBuf,
+    config: CacheConfig,
+    limits: CacheLimits,
     ledger: Mutex<Ledger>,
-    stripes: [Mutex<()>; STRIPES],
+    names: NameLocks,
+    pins: Mutex<Pins>,
     counters: Arc<Counters>,
-    /// Whether it was said that the disk is read-only: that concerns every object.
-    read_only_said: AtomicBool,
+    health: Health,
+    bell: Bell,
+    began: Instant,
     /// Holds the flock.
     _lock: File,
 }
@@ -150,6 +172,7 @@ pub(crate) struct Shared {
 /// The cache of one directory, for one process.
 pub struct BlockCache {
     shared: Arc<Shared>,
+    _trimmer: Trimmer,
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CacheError + '_ {
@@ -172,26 +195,51 @@ fn take_lock(dir: &Path) -> Result<File, CacheError> {
 impl BlockCache {
     /// Opens the cache in `dir`, which is created if need be, and takes up what an earlier run left.
     pub fn open(dir: &Path, config: CacheConfig) -> Result<Self, CacheError> {
+        Self::open_with(dir, config, CacheLimits::default())
+    }
+
+    /// The same with other limits than the usual.
+    pub fn open_with(
+        dir: &Path,
+        config: CacheConfig,
+        limits: CacheLimits,
+    ) -> Result<Self, CacheError> {
         fs::create_dir_all(dir).map_err(io_error(dir))?;
         let lock = take_lock(dir)?;
-        let mut ledger = Ledger::new(config.budget_bytes, config.open_objects_max);
+        // Left by a crash; what is in the way of these names shows when they are used.
+        [health::TRY_FILE, pins::TEMPORARY]
+            .iter()
+            .for_each(|name| _ = fs::remove_file(dir.join(name)));
+        let CacheConfig { budget_bytes, open_objects_max } = config;
+        let mut ledger =
+            Ledger::new(budget_bytes, limits.files_max, open_objects_max, limits.correlated_ms);
+        let pins = pins::load(dir).map_err(io_error(dir))?;
+        ledger.set_pinned(pins::keys(&pins).map(|key| Name::of(&key)).collect());
         for found in scan::scan(dir).map_err(io_error(dir))? {
             if found.is_aux {
-                ledger.aux_found(found.name, found.allocated_bytes);
+                ledger.aux_found(found.name, found.allocated_bytes, 0);
             } else {
                 ledger.found(found.name, found.allocated_bytes);
             }
         }
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
+            config,
+            limits,
             ledger: Mutex::new(ledger),
-            stripes: std::array::from_fn(|_| Mutex::new(())),
+            names: NameLocks::default(),
+            pins: Mutex::new(pins),
             counters: Arc::default(),
-            read_only_said: AtomicBool::new(false),
+            health: Health::new(Clock::system()),
+            bell: Bell::default(),
+            began: Instant::now(),
             _lock: lock,
         });
-        shared.shrink();
-        Ok(Self { shared })
+        shared.look_at_space();
+        let limit = shared.ledger.lock().limit_bytes();
+        shared.trim(0, Some(limit));
+        let trimmer = Trimmer::start(&shared)?;
+        Ok(Self { shared, _trimmer: trimmer })
     }
 
     /// The object, if the cache has a map of it that can be believed and that is of this object.
@@ -207,7 +255,10 @@ impl BlockCache {
         if let Some(object) = known.filter(|o| o.is_of(key, size_bytes, aux_sha256)) {
             return Some(object);
         }
-        let _files = self.shared.stripe(name);
+        if self.shared.health.reads_off() {
+            return None;
+        }
+        let _files = self.shared.names.lock(name);
         let object = self.shared.open_object(name)?;
         if object.is_of(key, size_bytes, aux_sha256) {
             return Some(object);
@@ -239,12 +290,16 @@ impl BlockCache {
             present: vec![false; block_crcs.len()],
             damaged_states: 0,
         };
+        if self.shared.health.writes_off() || !self.shared.ledger.lock().has_files(2) {
+            self.shared.ring_if_tight();
+            return Ok(CachedObject::new(map, None, &self.shared));
+        }
         let encoded = map::encode(key, size_bytes, aux_sha256, block_crcs);
         let room = encoded.as_ref().and_then(|m| self.shared.reserve(m.len() as u64 + 4096));
         let (Some(encoded), Some(room)) = (encoded, room) else {
             return Ok(CachedObject::new(map, None, &self.shared));
         };
-        let _files = self.shared.stripe(name);
+        let _files = self.shared.names.lock(name);
         let existing = self.shared.ledger.lock().handle(name);
         if let Some(object) = existing.filter(|o| o.is_of(key, size_bytes, aux_sha256)) {
             return Ok(object);
@@ -253,15 +308,15 @@ impl BlockCache {
         let files = match self.shared.create_files(name, size_bytes, &encoded) {
             Ok(files) => files,
             Err(e) => {
-                self.shared.say_not_cached(key, &e);
+                if !self.shared.health.write_failed(&e) {
+                    tracing::warn!(object = %key, error = %e, "cannot cache this object");
+                }
                 return Ok(CachedObject::new(map, None, &self.shared));
             }
         };
         let object = CachedObject::new(map, Some(files), &self.shared);
         let allocated = object.allocated_bytes().unwrap_or(encoded.len() as u64);
-        let mut ledger = self.shared.ledger.lock();
-        ledger.opened(&object, allocated, &[]);
-        drop(ledger);
+        self.shared.ledger.lock().opened(&object, allocated, &[], self.shared.now_ms());
         drop(room);
         Ok(object)
     }
@@ -271,7 +326,8 @@ impl BlockCache {
     #[must_use]
     pub fn aux_get(&self, key: &ObjectKey, size_bytes: u64) -> Option<Bytes> {
         let name = Name::of(key);
-        if !self.shared.ledger.lock().aux_touch(name) {
+        let known = self.shared.ledger.lock().aux_touch(name, self.shared.now_ms());
+        if !known || self.shared.health.reads_off() {
             return None;
         }
         let path = scan::path(&self.shared.dir, name, scan::AUX);
@@ -282,7 +338,11 @@ impl BlockCache {
                 None
             }
             Err(e) => {
-                tracing::warn!(object = %key, error = %e, "cannot read an .aux file in the cache");
+                if health::is_of_disk(&e) {
+                    self.shared.health.read_failed(&e);
+                } else {
+                    tracing::warn!(object = %key, error = %e, "cannot read an .aux file in the cache");
+                }
                 None
             }
         }
@@ -292,14 +352,25 @@ impl BlockCache {
     pub fn aux_put(&self, key: &ObjectKey, bytes: &Bytes) -> Result<(), CacheError> {
         let name = Name::of(key);
         let len = bytes.len() as u64;
+        if self.shared.health.writes_off() {
+            return Err(CacheError::Bypassed);
+        }
+        if !self.shared.ledger.lock().has_files(1) {
+            self.shared.ring_if_tight();
+            return Err(CacheError::NoRoom { bytes: len });
+        }
         let room = self.shared.reserve(len).ok_or(CacheError::NoRoom { bytes: len })?;
-        let files = self.shared.stripe(name);
+        let files = self.shared.names.lock(name);
         let path = scan::path(&self.shared.dir, name, scan::AUX);
-        let meta = self.shared.write_aux(name, bytes).map_err(io_error(&path))?;
-        self.shared.ledger.lock().aux_found(name, scan::allocated_bytes(&meta));
+        let written = self.shared.write_aux(name, bytes);
+        if let Err(e) = &written {
+            self.shared.health.write_failed(e);
+        }
+        let allocated_bytes = scan::allocated_bytes(&written.map_err(io_error(&path))?);
+        self.shared.ledger.lock().aux_found(name, allocated_bytes, self.shared.now_ms());
         drop(files);
         drop(room);
-        self.shared.shrink();
+        self.shared.ring_if_tight();
         Ok(())
     }
 
@@ -312,35 +383,36 @@ impl BlockCache {
 
     fn aux_remove(&self, key: &ObjectKey) {
         let name = Name::of(key);
-        let _files = self.shared.stripe(name);
+        let _files = self.shared.names.lock(name);
         self.shared.remove_aux(name);
     }
 
     /// Removes an object's data, map and `.aux` file under this key, whatever is there.
     pub fn remove(&self, key: &ObjectKey) {
         let name = Name::of(key);
-        let files = self.shared.stripe(name);
+        let files = self.shared.names.lock(name);
         self.shared.give_up(name);
         drop(files);
         self.aux_remove(key);
     }
 
     /// Gives `bytes` of disk space back, as far as it has them, and does with so much less until
-    /// [`Self::grow`]. How many came free.
+    /// [`Self::grow`]. How many came free. Evicts on the caller's thread, pinned bytes last.
     pub fn give_back(&self, bytes: u64) -> u64 {
-        let before = {
+        let (before, target) = {
             let mut ledger = self.shared.ledger.lock();
             let before = ledger.allocated_bytes();
-            ledger.limit(Some(before.saturating_sub(bytes)));
-            before
+            let target = before.saturating_sub(bytes);
+            ledger.lend(Some(target));
+            (before, target)
         };
-        self.shared.shrink();
+        self.shared.trim(0, Some(target));
         before.saturating_sub(self.shared.ledger.lock().allocated_bytes())
     }
 
     /// It may use its whole budget again.
     pub fn grow(&self) {
-        self.shared.ledger.lock().limit(None);
+        self.shared.ledger.lock().lend(None);
     }
 
     /// Space that an object's data and map take on disk. No I/O.
@@ -348,45 +420,12 @@ impl BlockCache {
     pub fn cached_bytes(&self, key: &ObjectKey) -> u64 {
         self.shared.ledger.lock().object_bytes(Name::of(key))
     }
-
-    /// Figures.
-    #[must_use]
-    pub fn stats(&self) -> CacheStats {
-        let (allocated_bytes, objects) = {
-            let ledger = self.shared.ledger.lock();
-            (ledger.allocated_bytes(), ledger.object_count())
-        };
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.shared.counters;
-        CacheStats {
-            allocated_bytes,
-            objects,
-            hits: of(&counters.hits),
-            misses: of(&counters.misses),
-            evicted_bytes: of(&counters.evicted_bytes),
-            damaged_blocks: of(&counters.damaged_blocks),
-            damaged_maps: of(&counters.damaged_maps),
-            damaged_aux: of(&counters.damaged_aux),
-            filled_bytes: of(&counters.filled_bytes),
-        }
-    }
 }
 
 impl Shared {
-    fn stripe(&self, name: Name) -> MutexGuard<'_, ()> {
-        self.stripes[usize::from(name.0[15]) % STRIPES].lock()
-    }
-
-    /// A full disk is said once, elsewhere; a read-only one here.
-    fn say_not_cached(&self, key: &ObjectKey, error: &io::Error) {
-        let said = match error.kind() {
-            io::ErrorKind::StorageFull => true,
-            io::ErrorKind::ReadOnlyFilesystem => self.read_only_said.swap(true, Ordering::Relaxed),
-            _ => false,
-        };
-        if !said {
-            tracing::warn!(object = %key, %error, "cannot cache this object");
-        }
+    /// Milliseconds since the cache was opened.
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
     }
 
     /// The filesystem's figure for the object's space goes into the books.

@@ -7,8 +7,11 @@ mod args;
 mod background;
 mod broker;
 mod checkpoints;
+mod control;
 mod doctor;
 mod error;
+mod keep;
+mod keeping;
 mod mountpoint;
 mod objects;
 mod priority;
@@ -23,6 +26,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::{Cli, Command};
+use control::Verb;
 pub use error::CliError;
 
 use crate::failpoint;
@@ -45,6 +49,10 @@ pub fn main() -> ExitCode {
         Command::Mount(args) => mount(args),
         Command::Archive(args) => archive::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Warm(args) => keep::run(Verb::Warm, &args),
+        Command::Evict(args) => keep::run(Verb::Evict, &args),
+        Command::Pin(args) => keep::run(Verb::Pin, &args),
+        Command::Unpin(args) => keep::run(Verb::Unpin, &args),
         Command::Checkpoints(args) => checkpoints::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     };

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-pub use archive::ArchiveTree;
+pub use archive::{ArchiveTree, source_of as archive_source};
 pub use attr::{Attr, Kind};
 pub use chains::ArchiveIndex;
 pub use error::VfsError;

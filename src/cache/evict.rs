@@ -1,7 +1,7 @@
-//! Files of the cache come and go: opening, creating, and taking away what was used longest ago.
+//! Files of the cache come and go: opening, creating, and taking away what the ledger names.
 //!
-//! Invariant: a name's files are created, opened and removed only under its stripe, and never two
-//! stripes at once. A block's state is cleared before its bytes are; even so a reader in between is
+//! Invariant: a name's files are created, opened and removed only under its lock, and never two
+//! such locks at once. A block's state is cleared before its bytes are; even so a reader in between is
 //! safe, since it checks what it reads.
 
 use std::fs::{self, File, Metadata, OpenOptions};
@@ -9,7 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::ledger::{Grant, Name, Part, Victim};
+use super::ledger::{Name, Part, Victim};
 use super::map::{self, BlockMap, MapError};
 use super::object::{CachedObject, Files};
 use super::{Shared, scan};
@@ -41,27 +41,19 @@ impl From<io::Error> for LoadError {
 }
 
 impl Shared {
-    /// Evicts until there is room for `bytes`. `None`: there is none. No stripe may be held.
+    /// Room for `bytes`. `None`: there is none now, which the trimming thread is told.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Room> {
-        let tries_max = self.ledger.lock().entry_count() + 16;
-        for _ in 0..tries_max {
-            let grant = self.ledger.lock().reserve(bytes);
-            match grant {
-                Grant::Reserved => return Some(Room { shared: Arc::clone(self), bytes }),
-                Grant::Evict(victim) => self.evict(victim),
-                Grant::NoRoom => return None,
-            }
+        let granted = self.ledger.lock().reserve(bytes);
+        if !granted {
+            self.bell.ring(bytes);
+            return None;
         }
-        None
+        Some(Room { shared: Arc::clone(self), bytes })
     }
 
-    /// Evicts until the budget is kept.
-    pub(super) fn shrink(self: &Arc<Self>) {
-        drop(self.reserve(0));
-    }
-
-    fn evict(self: &Arc<Self>, (name, part): Victim) {
-        let _files = self.stripe(name);
+    /// Without any lock held.
+    pub(super) fn evict(self: &Arc<Self>, (name, part): Victim) {
+        let _files = self.names.lock(name);
         match part {
             Part::Aux => {
                 let freed = self.remove_aux(name);
@@ -80,7 +72,9 @@ impl Shared {
                         self.account(&object);
                     }
                     Err(e) => {
-                        tracing::warn!(object = %object.key(), error = %e, "cannot evict a part of a cached object: all of it is removed");
+                        if !self.health.write_failed(&e) {
+                            tracing::warn!(object = %object.key(), error = %e, "cannot evict a part of a cached object: all of it is removed");
+                        }
                         self.give_up(name);
                     }
                 }
@@ -88,7 +82,7 @@ impl Shared {
         }
     }
 
-    /// A handle that does not make the object look used. Under the stripe.
+    /// A handle that does not make the object look used. Under the name's lock.
     fn object_to_punch(self: &Arc<Self>, name: Name) -> Option<Arc<CachedObject>> {
         let (known, held) = {
             let ledger = self.ledger.lock();
@@ -102,7 +96,7 @@ impl Shared {
         Some(object)
     }
 
-    /// The object's handle, from its files if nobody holds one. Under the stripe.
+    /// The object's handle, from its files if nobody holds one. Under the name's lock.
     pub(super) fn open_object(self: &Arc<Self>, name: Name) -> Option<Arc<CachedObject>> {
         let known = {
             let mut ledger = self.ledger.lock();
@@ -116,11 +110,11 @@ impl Shared {
         let chunks = object.chunks();
         let mut ledger = self.ledger.lock();
         let allocated = allocated.unwrap_or_else(|_| ledger.object_bytes(name));
-        ledger.opened(&object, allocated, &chunks);
+        ledger.opened(&object, allocated, &chunks, self.now_ms());
         Some(object)
     }
 
-    /// From the object's files; files that cannot be believed are removed. Under the stripe.
+    /// From the object's files; files that cannot be believed are removed. Under the name's lock.
     fn load_or_remove(self: &Arc<Self>, name: Name) -> Option<Arc<CachedObject>> {
         match self.load(name) {
             Ok((map, files)) => Some(CachedObject::new(map, Some(files), self)),
@@ -132,6 +126,10 @@ impl Shared {
             }
             Err(LoadError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {
                 self.give_up(name);
+                None
+            }
+            Err(LoadError::Io(e)) if super::health::is_of_disk(&e) => {
+                self.health.read_failed(&e);
                 None
             }
             Err(LoadError::Io(e)) => {
@@ -160,7 +158,7 @@ impl Shared {
         Ok((map, Files { data, map: file }))
     }
 
-    /// New, empty files: the map appears last, complete. Under the stripe.
+    /// New, empty files: the map appears last, complete. Under the name's lock.
     pub(super) fn create_files(
         &self,
         name: Name,
@@ -192,18 +190,20 @@ impl Shared {
     }
 
     /// Ends an object: out of the books, its files unlinked, a handle that is out there emptied.
-    /// Under the stripe.
+    /// Under the name's lock.
     pub(super) fn give_up(&self, name: Name) {
         let held = self.ledger.lock().forget(name);
         if let Some(object) = held {
             object.give_up();
         }
-        if let Err(e) = scan::remove_pair(&self.dir, name) {
+        if let Err(e) = scan::remove_pair(&self.dir, name)
+            && !self.health.write_failed(&e)
+        {
             tracing::warn!(data = %scan::path(&self.dir, name, scan::DATA).display(), error = %e, "cannot remove a cached object");
         }
     }
 
-    /// Under the stripe.
+    /// Under the name's lock.
     pub(super) fn write_aux(&self, name: Name, bytes: &[u8]) -> io::Result<Metadata> {
         fs::create_dir_all(scan::shard(&self.dir, name))?;
         let temporary = scan::path(&self.dir, name, AUX_TEMPORARY);
@@ -219,9 +219,11 @@ impl Shared {
         written
     }
 
-    /// Bytes freed. Under the stripe.
+    /// Bytes freed. Under the name's lock.
     pub(super) fn remove_aux(&self, name: Name) -> u64 {
-        if let Err(e) = scan::remove(&self.dir, name, scan::AUX) {
+        if let Err(e) = scan::remove(&self.dir, name, scan::AUX)
+            && !self.health.write_failed(&e)
+        {
             tracing::warn!(aux = %scan::path(&self.dir, name, scan::AUX).display(), error = %e, "cannot remove a cached .aux file");
         }
         self.ledger.lock().aux_forget(name)

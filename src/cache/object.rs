@@ -2,8 +2,8 @@
 //!
 //! Invariant: every block is checked against its expected CRC-32C whenever it is read and before it
 //! is filled. What the map promises is only a hint about where to look, so damage, a power loss or
-//! an eviction in between costs a fetch, never a wrong byte. Readers and fillers share `gate`;
-//! taking bytes away needs it alone.
+//! an eviction in between costs a fetch, never a wrong byte. Fillers share `gate`, and taking bytes away
+//! needs it alone; readers do without it, since a block's state goes before its bytes do.
 
 mod into;
 mod pieces;
@@ -14,6 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -27,6 +28,8 @@ use super::{Counters, FillError, Shared, scan};
 use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
 
 const CHUNK_BLOCKS: u64 = CHUNK_BYTES / BLOCK_BYTES;
+/// A fill waits no longer for bytes of the same object that are being taken away: its reader waits, too.
+const FILL_WAIT: Duration = Duration::from_millis(20);
 
 /// The two open files of an object.
 pub(super) struct Files {
@@ -137,15 +140,22 @@ impl CachedObject {
         self.runs(blocks, false)
     }
 
-    /// Chunks of which at least one block is here.
-    pub(super) fn chunks(&self) -> Vec<u64> {
-        let mut chunks: Vec<u64> = self
-            .runs(0..u64::MAX, true)
-            .into_iter()
-            .flat_map(|run| run.start / CHUNK_BLOCKS..(run.end - 1) / CHUNK_BLOCKS + 1)
-            .collect();
-        chunks.dedup();
+    /// Chunks of which at least one block is here, and how many bytes.
+    pub(super) fn chunks(&self) -> Vec<(u64, u64)> {
+        let mut chunks = Vec::new();
+        self.runs(0..u64::MAX, true).into_iter().for_each(|run| self.add_bytes(&mut chunks, run));
         chunks
+    }
+
+    /// Adds a run's bytes to those of the chunks that it lies in; runs ascend.
+    fn add_bytes(&self, chunks: &mut Vec<(u64, u64)>, run: Range<u64>) {
+        for (chunk, part) in by_chunk(run) {
+            let span = self.span(&part);
+            match chunks.last_mut() {
+                Some((last, bytes)) if *last == chunk => *bytes += span.end - span.start,
+                _ => chunks.push((chunk, span.end - span.start)),
+            }
+        }
     }
 
     /// Exactly `len` bytes at `offset`, or `None` when a block of them is not here, is damaged, or
@@ -174,12 +184,12 @@ impl CachedObject {
     pub fn read_blocks(&self, blocks: Range<u64>) -> FoundBlocks {
         let blocks = self.clamp(blocks);
         let (mut found, mut suspects) = (Vec::new(), Vec::new());
-        if let Some(files) = &self.files {
-            let gate = self.gate.read();
+        let shared = self.shared.upgrade();
+        let disk_works = shared.as_ref().is_none_or(|s| !s.health.reads_off());
+        if let Some(files) = self.files.as_ref().filter(|_| disk_works) {
             for run in self.runs(blocks.clone(), true) {
                 self.read_run(&files.data, run, &mut found, &mut suspects);
             }
-            drop(gate);
         }
         suspects.iter().for_each(|&block| self.condemn(block));
         let mut missing = Vec::new();
@@ -191,14 +201,18 @@ impl CachedObject {
         push_range(&mut missing, at..blocks.end);
         let counter = if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
         counter.fetch_add(1, Ordering::Relaxed);
-        if let Some(shared) = self.shared.upgrade() {
-            let chunks = found.iter().flat_map(|(first, bytes)| {
-                let last = first + block_count(bytes.len() as u64).saturating_sub(1);
-                first / CHUNK_BLOCKS..last / CHUNK_BLOCKS + 1
-            });
-            shared.ledger.lock().touch(self.name, chunks);
-        }
+        self.used(blocks, shared);
         FoundBlocks { found, missing }
+    }
+
+    /// Tells the policy which blocks were read.
+    fn used(&self, blocks: Range<u64>, shared: Option<Arc<Shared>>) {
+        let Some(shared) = shared else { return };
+        let mask = |part: &Range<u64>| {
+            part.clone().fold(0, |mask, block| mask | 1u64 << (block % CHUNK_BLOCKS))
+        };
+        let read: Vec<(u64, u64)> = by_chunk(blocks).map(|(c, part)| (c, mask(&part))).collect();
+        shared.ledger.lock().read(self.name, &read, shared.now_ms());
     }
 
     fn read_run(
@@ -210,7 +224,7 @@ impl CachedObject {
     ) {
         let span = self.span(&run);
         let mut buffer = vec![0; (span.end - span.start) as usize];
-        let got = read_up_to(data, &mut buffer, span.start);
+        let got = self.read_up_to(data, &mut buffer, span.start);
         let mut good: Vec<Range<u64>> = Vec::new();
         for (block, bytes) in run.clone().zip(buffer.chunks(BLOCK_BYTES as usize)) {
             let end = (block - run.start) as usize * BLOCK_BYTES as usize + bytes.len();
@@ -231,20 +245,31 @@ impl CachedObject {
     /// Looks again, alone, at a block that did not sum up, and strikes it if it still does not.
     fn condemn(&self, block: u64) {
         let Some(files) = &self.files else { return };
+        // Evicted meanwhile, most likely: no reason to wait for that.
+        if !self.is_present(block) {
+            return;
+        }
+        // What the disk would not give is fetched and written anew when it works again.
+        if self.shared.upgrade().is_some_and(|s| s.health.reads_off()) {
+            self.set_present(block, false);
+            return;
+        }
         let _alone = self.gate.write();
         if !self.is_present(block) {
             return;
         }
         let span = self.span(&(block..block + 1));
         let mut buffer = vec![0; (span.end - span.start) as usize];
-        let got = read_up_to(&files.data, &mut buffer, span.start);
+        let got = self.read_up_to(&files.data, &mut buffer, span.start);
         if got == buffer.len() && self.sums_up(block, &buffer) {
             return;
         }
         self.set_present(block, false);
         self.counters.damaged_blocks.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(object = %self.map.key, block, "damaged block in the cache: it is fetched again");
-        if let Err(e) = self.write_entries(files, block..block + 1, false) {
+        if let Err(e) = self.write_entries(files, block..block + 1, false)
+            && !self.write_failed(&e)
+        {
             tracing::warn!(object = %self.map.key, block, error = %e, "cannot strike the block from its map");
         }
     }
@@ -253,69 +278,6 @@ impl CachedObject {
         let expected = &self.map.expected[blocks.start as usize..blocks.end as usize];
         let bytes = map::entries(blocks.start, expected, filled);
         files.map.write_all_at(&bytes, map::entry_position(blocks.start))
-    }
-
-    /// Stores whole blocks from `first_block` on; the object's last block may be short.
-    ///
-    /// `Damaged`: a block is not what the archive says; nothing of `data` may be used. `Bypass`:
-    /// the bytes are right but could not be kept; the caller serves them from memory.
-    pub fn fill(&self, first_block: u64, data: &[u8]) -> Result<(), FillError> {
-        let blocks = first_block..first_block + block_count(data.len() as u64);
-        let span = self.span(&blocks);
-        if data.is_empty() || span.end - span.start != data.len() as u64 {
-            return Err(FillError::NotBlocks { first_block, len: data.len() });
-        }
-        for (block, bytes) in blocks.clone().zip(data.chunks(BLOCK_BYTES as usize)) {
-            if !self.sums_up(block, bytes) {
-                return Err(FillError::Damaged { block });
-            }
-        }
-        let bypass = |why: &str| FillError::Bypass { why: why.to_owned() };
-        let files = self.files.as_ref().ok_or_else(|| bypass("the cache has no files for it"))?;
-        let shared = self.shared.upgrade().ok_or_else(|| bypass("the cache is closed"))?;
-        let absent = self.missing(blocks.clone());
-        let bytes: u64 = absent.iter().map(|run| self.span(run)).map(|s| s.end - s.start).sum();
-        if bytes == 0 {
-            return Ok(());
-        }
-        let room = shared.reserve(bytes).ok_or_else(|| bypass("it does not fit the budget"))?;
-        let written = self.write_blocks(files, span.start, data, &absent);
-        shared.account(self);
-        let mut ledger = shared.ledger.lock();
-        ledger.touch(self.name, blocks.start / CHUNK_BLOCKS..(blocks.end - 1) / CHUNK_BLOCKS + 1);
-        drop(ledger);
-        drop(room);
-        shared.shrink();
-        match written {
-            Ok(true) => {
-                self.counters.filled_bytes.fetch_add(bytes, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(false) => Err(bypass("it was removed meanwhile")),
-            Err(e) => Err(bypass(&e.to_string())),
-        }
-    }
-
-    /// False: the object was given up meanwhile.
-    fn write_blocks(
-        &self,
-        files: &Files,
-        data_start: u64,
-        data: &[u8],
-        absent: &[Range<u64>],
-    ) -> io::Result<bool> {
-        let given_up = self.gate.read();
-        if *given_up {
-            return Ok(false);
-        }
-        for run in absent {
-            let span = self.span(run);
-            let part = (span.start - data_start) as usize..(span.end - data_start) as usize;
-            files.data.write_all_at(&data[part], span.start)?;
-            self.write_entries(files, run.clone(), true)?;
-            run.clone().for_each(|block| self.set_present(block, true));
-        }
-        Ok(true)
     }
 
     /// Gives a chunk's space back: its states first, then its bytes. Number of bytes that were here.
@@ -338,9 +300,33 @@ impl CachedObject {
         self.present.iter().for_each(|word| word.store(0, Ordering::Release));
         if let Some(files) = &self.files
             && let Err(e) = files.data.set_len(0)
+            && !self.write_failed(&e)
         {
             tracing::warn!(object = %self.map.key, error = %e, "cannot free a removed cache file before its last use");
         }
+    }
+
+    fn write_failed(&self, error: &io::Error) -> bool {
+        self.shared.upgrade().is_some_and(|shared| shared.health.write_failed(error))
+    }
+
+    /// Number of bytes read before the end of the file or an error.
+    fn read_up_to(&self, file: &File, buffer: &mut [u8], position: u64) -> usize {
+        let mut got = 0;
+        while got < buffer.len() {
+            match file.read_at(&mut buffer[got..], position + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    if let Some(shared) = self.shared.upgrade() {
+                        shared.health.read_failed(&e);
+                    }
+                    break;
+                }
+            }
+        }
+        got
     }
 
     pub(super) fn allocated_bytes(&self) -> io::Result<u64> {
@@ -363,19 +349,35 @@ fn push_range(runs: &mut Vec<Range<u64>>, range: Range<u64>) {
     }
 }
 
-/// Number of bytes read before the end of the file or an error.
-fn read_up_to(file: &File, buffer: &mut [u8], position: u64) -> usize {
-    let mut got = 0;
-    while got < buffer.len() {
-        match file.read_at(&mut buffer[got..], position + got as u64) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot read a cache file");
-                break;
-            }
-        }
+/// The parts of a run of blocks by the chunks that they lie in.
+fn by_chunk(run: Range<u64>) -> impl Iterator<Item = (u64, Range<u64>)> {
+    (run.start / CHUNK_BLOCKS..run.end.div_ceil(CHUNK_BLOCKS)).map(move |chunk| {
+        let (start, end) = (chunk * CHUNK_BLOCKS, (chunk + 1) * CHUNK_BLOCKS);
+        (chunk, run.start.max(start)..run.end.min(end))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cache::{BlockCache, CacheConfig};
+    use crate::types::{BLOCK_BYTES, ObjectKey, Sha256};
+
+    #[test]
+    fn a_read_does_not_wait_for_bytes_that_are_being_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = CacheConfig { budget_bytes: 64 << 20, open_objects_max: 4 };
+        let cache = BlockCache::open(dir.path(), config).unwrap();
+        let bytes = vec![7u8; 3 * BLOCK_BYTES as usize];
+        let crcs = vec![crc32c::crc32c(&bytes[..BLOCK_BYTES as usize]); 3];
+        let key = |n: u64| ObjectKey(format!("{n}.log"));
+        let object = cache.create(&key(1), bytes.len() as u64, &Sha256([1; 32]), &crcs).unwrap();
+        object.fill(0, &bytes[..2 * BLOCK_BYTES as usize]).unwrap();
+        let trimming = object.gate.write();
+        let others = cache.shared.names.lock(super::Name::of(&key(2)));
+        assert!(object.read(5, 70_000).is_some());
+        assert!(cache.object(&key(1), bytes.len() as u64, &Sha256([1; 32])).is_some());
+        assert!(object.fill(2, &bytes[..BLOCK_BYTES as usize]).is_err(), "it does not wait long");
+        drop((trimming, others));
+        object.fill(2, &bytes[..BLOCK_BYTES as usize]).unwrap();
     }
-    got
 }

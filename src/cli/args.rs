@@ -25,6 +25,14 @@ pub enum Command {
     Archive(ArchiveArgs),
     /// Show what is hot, archived, cold and pending
     Status(StatusArgs),
+    /// Fetch whole archived segments into a running mount's cache
+    Warm(KeepArgs),
+    /// Drop archived segments from a running mount's cache
+    Evict(KeepArgs),
+    /// Fetch archived segments into a running mount's cache and keep them there
+    Pin(KeepArgs),
+    /// Take pins back: the bytes then go when their turn comes
+    Unpin(KeepArgs),
     /// Versions of Kafka's checkpoint files: list them, put one back into a log dir
     Checkpoints(CheckpointsArgs),
     /// Check that reads around the tail of a file being appended to are right on this kernel
@@ -85,6 +93,12 @@ pub struct MountArgs {
     /// Limit of the block cache
     #[arg(long, value_name = "BYTES", value_parser = units::bytes, default_value = "10GiB")]
     pub cache_bytes: u64,
+    /// What the block cache leaves free of its filesystem; default: a twentieth of it, at most 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
+    pub cache_free_bytes: Option<u64>,
+    /// Files that the block cache may have: three for each cached segment
+    #[arg(long, value_name = "N", default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(16..))]
+    pub cache_files: u64,
     /// Topics
     #[command(flatten)]
     pub topics: TopicArgs,
@@ -155,6 +169,17 @@ pub struct StatusArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "mountpoint")]
     pub data: Option<PathBuf>,
     /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `everlog warm`, `evict`, `pin`, `unpin`
+#[derive(Debug, Args)]
+pub struct KeepArgs {
+    /// Where in a mount: a partition's directory, a segment's .log file, or the mount point for all
+    #[arg(required = true)]
+    pub targets: Vec<PathBuf>,
+    /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
 }

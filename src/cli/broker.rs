@@ -7,10 +7,11 @@ use tokio::sync::watch;
 
 use super::archive_threads::ArchiveThreads;
 use super::args::{LogOpen, MountArgs};
+use super::keeping::Keeping;
 use super::objects::{self, Answer};
 use super::status::StatusSource;
 use super::{CliError, background, mountpoint, serve};
-use crate::cache::{BlockCache, CacheConfig};
+use crate::cache::BlockCache;
 use crate::catalog::Catalog;
 use crate::clock::Clock;
 use crate::fuse::FuseConfig;
@@ -165,8 +166,7 @@ fn build(
     let catalog = Catalog::open(&data.hot(), &data.overlay())
         .map_err(|e| CliError::failed(format!("log dir {}: {e}", data.hot().display())))?;
     let catalog = Arc::new(catalog);
-    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: 512 };
-    let cache = Arc::new(BlockCache::open(&data.cache(), cache_config)?);
+    let cache = objects::cache(args, &data.cache())?;
     let reader = objects::reader(args, store.clone(), cache.clone(), runtime.handle());
     let archive_store = store.with_own_connections()?;
     let manifest = ManifestLog::new(Some(archive_store.clone()), Some(data.manifest()));
@@ -202,15 +202,24 @@ fn build(
     let report = tier.recover();
     tracing::info!(?report, "the data directory was read");
 
-    let remote = ManifestLog::new(Some(store.clone()), None);
-    let local = ManifestLog::new(None, Some(data.manifest()));
-    let archive = ArchiveTree::new(ArchiveIndex::new(remote, Some(local)), reader.clone());
+    let index = || {
+        let remote = ManifestLog::new(Some(store.clone()), None);
+        ArchiveIndex::new(remote, Some(ManifestLog::new(None, Some(data.manifest()))))
+    };
+    let archive = ArchiveTree::new(index(), reader.clone());
+    let control = objects::take_commands(Keeping {
+        index: index(),
+        reader: reader.clone(),
+        cache: cache.clone(),
+        runtime: runtime.handle().clone(),
+    });
     let status = StatusSource {
         mode: "broker",
         store,
         cache,
         reader: reader.clone(),
         tier: Some(tier.clone()),
+        control,
         clock: clock.clone(),
     };
     let tree = LocalTree::new(catalog, tier.clone());

@@ -1,5 +1,6 @@
-//! Building the store and checking, before anything is served, that it is the right one.
+//! Building the store and the cache, and checking, before anything is served, that the store is the right one.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -7,7 +8,9 @@ use tokio::runtime::Handle;
 
 use super::CliError;
 use super::args::{MountArgs, StoreArgs, TopicArgs};
-use crate::cache::BlockCache;
+use super::control;
+use super::keeping::Keeping;
+use crate::cache::{BlockCache, CacheConfig, CacheLimits};
 use crate::read::{ReadConfig, Reader};
 use crate::store::{self, IdentityError, Store, StoreIdentity, StoreOptions, StoreUrl};
 
@@ -30,6 +33,31 @@ pub fn reader(args: &MountArgs, store: Store, cache: Arc<BlockCache>, runtime: &
         ..usual
     };
     Reader::new(Some(store), cache, config, runtime.clone())
+}
+
+/// Descriptors that the cache keeps open: two for each of so many objects.
+const OPEN_OBJECTS_MAX: usize = 512;
+
+/// The mount's block cache.
+pub fn cache(args: &MountArgs, dir: &Path) -> Result<Arc<BlockCache>, CliError> {
+    let config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: OPEN_OBJECTS_MAX };
+    let limits = CacheLimits {
+        free_bytes: args.cache_free_bytes,
+        files_max: args.cache_files,
+        ..CacheLimits::default()
+    };
+    Ok(Arc::new(BlockCache::open_with(dir, config, limits)?))
+}
+
+/// Lets commands reach this mount; the socket's name. Without it everything else works.
+pub fn take_commands(keeping: Keeping) -> Option<String> {
+    match control::listen(keeping) {
+        Ok(name) => Some(name),
+        Err(error) => {
+            tracing::error!(%error, "this mount cannot take commands ('everlog warm' and others)");
+            None
+        }
+    }
 }
 
 /// Where the store is, for messages.

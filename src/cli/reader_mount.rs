@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::args::MountArgs;
+use super::keeping::Keeping;
 use super::objects::{self, Answer};
 use super::status::StatusSource;
 use super::{CliError, background, mountpoint, serve};
-use crate::cache::{BlockCache, CacheConfig};
 use crate::clock::Clock;
 use crate::fuse::FuseConfig;
 use crate::manifest::ManifestLog;
@@ -23,8 +23,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
     if let Answer::Away(why) = runtime.block_on(objects::ask(&store))? {
         return Err(CliError::failed(why));
     }
-    let cache_config = CacheConfig { budget_bytes: args.cache_bytes, open_objects_max: 512 };
-    let cache = Arc::new(BlockCache::open(cache_dir, cache_config)?);
+    let cache = objects::cache(args, cache_dir)?;
     if background::is_child() {
         background::detach();
     }
@@ -33,8 +32,14 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), cache = %cache_dir.display(), store = %store.url(), "starting an archive mount");
 
     let reader = objects::reader(args, store.clone(), cache.clone(), runtime.handle());
-    let index = ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
-    let archive = ArchiveTree::new(index, reader.clone());
+    let index = || ArchiveIndex::new(ManifestLog::new(Some(store.clone()), None), None);
+    let archive = ArchiveTree::new(index(), reader.clone());
+    let control = objects::take_commands(Keeping {
+        index: index(),
+        reader: reader.clone(),
+        cache: cache.clone(),
+        runtime: runtime.handle().clone(),
+    });
     let source = format!("everlog:{}", store.url());
     let status = StatusSource {
         mode: "archive",
@@ -42,6 +47,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
         cache,
         reader: reader.clone(),
         tier: None,
+        control,
         clock: clock.clone(),
     };
     let config = VfsConfig {

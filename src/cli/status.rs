@@ -28,6 +28,8 @@ pub struct StatusSource {
     pub reader: Reader,
     /// The tiering of a broker mount.
     pub tier: Option<Arc<Tier>>,
+    /// The socket that takes commands, if there is one.
+    pub control: Option<String>,
     /// The time.
     pub clock: Clock,
 }
@@ -61,7 +63,8 @@ impl StatusSource {
                 "bytes_up": store.bytes_up,
                 "bytes_down": store.bytes_down,
             },
-            "cache": self.cache.stats(),
+            "control": self.control,
+            "cache": cache(&self.cache),
             "reads": reads(&self.reader),
         });
         let tiering = self.tier.as_ref().and_then(|t| serde_json::to_value(&*t.status()).ok());
@@ -70,6 +73,14 @@ impl StatusSource {
         }
         doc
     }
+}
+
+fn cache(cache: &BlockCache) -> Value {
+    let mut doc = serde_json::to_value(cache.stats()).unwrap_or_default();
+    if let Value::Object(fields) = &mut doc {
+        fields.insert("bypassed".to_owned(), json!(cache.bypassed()));
+    }
+    doc
 }
 
 fn reads(reader: &Reader) -> Value {
@@ -176,6 +187,7 @@ fn render(doc: &Value) -> String {
         let how = if full { "FULL, appends fail" } else { "nearly full" };
         let _ = writeln!(out, "disk: {how}; {} free", show_bytes(free));
     }
+    let _ = writeln!(out, "{}", render_cache(doc));
     let _ = writeln!(
         out,
         "store: {} up, {} down; requests: {} get, {} put, {} list, {} errors",
@@ -192,6 +204,24 @@ fn render(doc: &Value) -> String {
         }
     }
     out
+}
+
+fn render_cache(doc: &Value) -> String {
+    let of = |field: &str| number(doc, &format!("/cache/{field}"));
+    let mut line = format!(
+        "cache: {} of {}, {} read again, {} pinned, {} files",
+        show_bytes(of("allocated_bytes")),
+        show_bytes(of("limit_bytes")),
+        show_bytes(of("protected_bytes")),
+        show_bytes(of("pinned_bytes")),
+        of("files")
+    );
+    let reason = text(doc, "/cache/bypassed/reason");
+    if !reason.is_empty() {
+        let seconds = number(doc, "/now_ms").saturating_sub(of("bypassed/since_ms")) / 1000;
+        line.push_str(&format!("; BYPASSED for {seconds} s: {reason}"));
+    }
+    line
 }
 
 fn render_topic(t: &Value) -> String {
@@ -222,10 +252,12 @@ mod tests {
         let doc = json!({
             "mode": "broker", "pid": 7,
             "store": {"url": "file:///x", "reachable": false, "last_error": {"what": "put a: refused"}},
+            "now_ms": 9_000, "cache": {"bypassed": {"reason": "a write fails", "since_ms": 2_000}},
             "topics": [{"topic": "orders", "partitions": 6, "cold_segments": 3, "cold_bytes": 3_145_728}],
         });
         let shown = render(&doc);
         assert!(shown.contains("NOT reachable") && shown.contains("put a: refused"), "{shown}");
+        assert!(shown.contains("BYPASSED for 7 s: a write fails"), "{shown}");
         assert!(shown.contains("orders") && shown.contains("3 / 3.0 MiB"), "{shown}");
     }
 }

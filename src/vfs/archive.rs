@@ -69,7 +69,9 @@ pub enum ArchiveFile {
     Small(Bytes),
 }
 
-fn source_of(id: &ChainId, seg: &ArchivedSegment) -> ObjectSource {
+/// Where an archived segment's bytes are.
+#[must_use]
+pub fn source_of(id: &ChainId, seg: &ArchivedSegment) -> ObjectSource {
     ObjectSource {
         log_key: objects::log_key(id, seg.base_offset, &seg.upload_id),
         size_bytes: seg.size_bytes,

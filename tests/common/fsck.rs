@@ -99,7 +99,7 @@ fn cache(cache: &Path, odd: &mut Vec<String>) {
                 *halves.entry(stem.to_owned()).or_default() += 1;
             }
             Some((stem, "aux")) if stem.len() == 32 => {}
-            _ if file == "lock" => {}
+            _ if file == "lock" || file == "pins" => {}
             _ => odd.push(format!("cache: {}", path.display())),
         }
     }

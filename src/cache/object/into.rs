@@ -9,6 +9,10 @@ impl CachedObject {
     pub fn read_into(&self, offset: u64, out: &mut [u8]) -> bool {
         let end = offset.checked_add(out.len() as u64).filter(|&end| end <= self.map.size_bytes);
         let (Some(end), Some(files)) = (end, &self.files) else { return false };
+        let shared = self.shared.upgrade();
+        if shared.as_ref().is_some_and(|s| s.health.reads_off()) {
+            return false;
+        }
         if out.is_empty() {
             return true;
         }
@@ -16,14 +20,12 @@ impl CachedObject {
         if !blocks.clone().all(|block| self.is_present(block)) {
             return false;
         }
-        let gate = self.gate.read();
-        let suspect = self.read_blocks_into(&files.data, blocks.clone(), (offset, out));
-        drop(gate);
-        if let Some(block) = suspect {
+        if let Some(block) = self.read_blocks_into(&files.data, blocks.clone(), (offset, out)) {
             self.condemn(block);
             return false;
         }
-        self.used(blocks);
+        self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        self.used(blocks, shared);
         true
     }
 
@@ -69,7 +71,7 @@ impl CachedObject {
     /// Exactly these blocks; the first one that does not sum up.
     fn run_into(&self, data: &File, run: Range<u64>, out: &mut [u8]) -> Option<u64> {
         let start = self.span(&run).start;
-        let got = read_up_to(data, out, start);
+        let got = self.read_up_to(data, out, start);
         let mut end = 0;
         for (block, bytes) in run.zip(out.chunks(BLOCK_BYTES as usize)) {
             end += bytes.len();
@@ -78,14 +80,6 @@ impl CachedObject {
             }
         }
         None
-    }
-
-    fn used(&self, blocks: Range<u64>) {
-        self.counters.hits.fetch_add(1, Ordering::Relaxed);
-        if let Some(shared) = self.shared.upgrade() {
-            let chunks = blocks.start / CHUNK_BLOCKS..(blocks.end - 1) / CHUNK_BLOCKS + 1;
-            shared.ledger.lock().touch(self.name, chunks);
-        }
     }
 }
 

@@ -70,38 +70,44 @@ impl CachedObject {
     fn keep(&self, blocks: &Range<u64>, pieces: &[Bytes]) -> Result<(), String> {
         let files = self.files.as_ref().ok_or("the cache has no files for it")?;
         let shared = self.shared.upgrade().ok_or("the cache is closed")?;
+        let mut chunks = Vec::new();
         let absent = self.missing(blocks.clone());
-        let bytes: u64 = absent.iter().map(|run| self.span(run)).map(|s| s.end - s.start).sum();
+        absent.iter().for_each(|run| self.add_bytes(&mut chunks, run.clone()));
+        let bytes: u64 = chunks.iter().map(|(_, bytes)| bytes).sum();
         if bytes == 0 {
             return Ok(());
         }
-        let room = shared.reserve(bytes).ok_or("it does not fit the budget")?;
+        if shared.health.writes_off() {
+            return Err("the cache's disk fails".to_owned());
+        }
+        let room = shared.reserve(bytes).ok_or("there is no room for it now")?;
         let written = self.write_pieces(files, blocks, pieces);
         shared.account(self);
-        let mut ledger = shared.ledger.lock();
-        ledger.touch(self.name, blocks.start / CHUNK_BLOCKS..(blocks.end - 1) / CHUNK_BLOCKS + 1);
-        drop(ledger);
+        shared.ledger.lock().filled(self.name, &chunks, shared.now_ms());
         drop(room);
-        shared.shrink();
+        shared.ring_if_tight();
+        if let Err(e) = &written {
+            shared.health.write_failed(e);
+        }
         match written {
             Ok(true) => {
                 self.counters.filled_bytes.fetch_add(bytes, Ordering::Relaxed);
                 Ok(())
             }
-            Ok(false) => Err("it was removed meanwhile".to_owned()),
+            Ok(false) => Err("it is being evicted".to_owned()),
             Err(e) => Err(e.to_string()),
         }
     }
 
-    /// False: the object was given up meanwhile. Blocks that are there already are written again, with
-    /// the same bytes.
+    /// False: the object was given up meanwhile, or something of it is being taken away and that takes long.
+    /// Blocks that are there already are written again, with the same bytes.
     fn write_pieces(
         &self,
         files: &Files,
         blocks: &Range<u64>,
         pieces: &[Bytes],
     ) -> io::Result<bool> {
-        let given_up = self.gate.read();
+        let Some(given_up) = self.gate.try_read_for(FILL_WAIT) else { return Ok(false) };
         if *given_up {
             return Ok(false);
         }
@@ -110,6 +116,22 @@ impl CachedObject {
         self.write_entries(files, blocks.clone(), true)?;
         blocks.clone().for_each(|block| self.set_present(block, true));
         Ok(true)
+    }
+
+    /// All of `data` or nothing.
+    #[cfg(test)]
+    pub fn fill(&self, first_block: u64, data: &[u8]) -> Result<(), FillError> {
+        let blocks = first_block..first_block + block_count(data.len() as u64);
+        let span = self.span(&blocks);
+        if data.is_empty() || span.end - span.start != data.len() as u64 {
+            return Err(FillError::NotBlocks { first_block, len: data.len() });
+        }
+        let pieces = [Bytes::copy_from_slice(data)];
+        let good = self.verified(&blocks, &pieces);
+        if good < blocks.end - blocks.start {
+            return Err(FillError::Damaged { block: first_block + good });
+        }
+        self.keep(&blocks, &pieces).map_err(|why| FillError::Bypass { why })
     }
 }
 
