@@ -39,20 +39,9 @@ type Result<T> = std::result::Result<T, VfsError>;
 /// The name under which Everlog's own tree is reachable; never listed.
 pub const EVERLOG_NAME: &str = ".everlog";
 
-/// How a broker's `.log` is opened (measured in `docs/ARCHITECTURE.md`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogOpenMode {
-    /// Through the page cache.
-    Cached,
-    /// Without it.
-    Direct,
-}
-
 /// Settings of a mount.
 #[derive(Clone, Copy, Debug)]
 pub struct VfsConfig {
-    /// How `.log` files are opened.
-    pub log_open_mode: LogOpenMode,
     /// Segments of compacted topics go cold, too.
     pub evict_compacted: bool,
     /// Test hook: each write waits this long in the daemon.

@@ -6,13 +6,16 @@
 //! across a sync of an eviction, so a read does not wait behind one. Lock order: `place`, then `state`.
 
 mod attrs;
+mod paged;
 mod space;
+
+pub use paged::PagedOpen;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub use attrs::LogStat;
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -69,6 +72,7 @@ pub struct LogFile {
     place: Mutex<()>,
     state: RwLock<State>,
     mutations: AtomicU64,
+    paged_opens: AtomicU32,
     /// It may have set-id bits; false only when it is known to have none.
     set_id: AtomicBool,
     /// The archived content that equals this file's, if it has been archived.
@@ -107,6 +111,7 @@ impl LogFile {
             place: Mutex::new(()),
             state: RwLock::new(state),
             mutations: AtomicU64::new(0),
+            paged_opens: AtomicU32::new(0),
             set_id: AtomicBool::new(true),
             archived: RwLock::new(None),
         }

@@ -241,6 +241,14 @@ impl PartitionDir {
         self.logs.lock().keys().filter_map(|n| plain_log_base(n)).any(|b| b < base_offset)
     }
 
+    /// Whether a broker may append to this file: to the newest segment, and to what its cleaner writes.
+    #[must_use]
+    pub fn is_active(&self, name: &str) -> bool {
+        let Some(base) = plain_log_base(name) else { return true };
+        let logs = self.logs.lock();
+        logs.keys().rev().find_map(|n| plain_log_base(n)).is_none_or(|newest| newest <= base)
+    }
+
     /// The `.log`-like names that tell why a segment goes: one lower segment that still has its plain name, the
     /// cleaner's files up to this base, all names of this base, and the next one above it. Clones no other.
     #[must_use]

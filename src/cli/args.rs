@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
 use super::units;
 
@@ -126,18 +126,6 @@ pub struct MountArgs {
     /// Let small files go through the daemon too (as on kernels before 6.9)
     #[arg(long)]
     pub no_passthrough: bool,
-    /// How a broker's .log files are opened
-    #[arg(long, value_enum, default_value_t = LogOpen::Cached, hide = true)]
-    pub log_open: LogOpen,
-}
-
-/// How a broker's `.log` files are opened.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogOpen {
-    /// Through the page cache.
-    Cached,
-    /// Without it.
-    Direct,
 }
 
 /// `everlog archive`

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::archive_threads::ArchiveThreads;
-use super::args::{LogOpen, MountArgs};
+use super::args::MountArgs;
 use super::keeping::Keeping;
 use super::objects::{self, Answer};
 use super::status::StatusSource;
@@ -21,7 +21,7 @@ use crate::manifest::ManifestLog;
 use crate::read::{ReadHint, ReadStreams, Reader};
 use crate::store::{Store, StoreIdentity};
 use crate::tier::{Fetch, OnPace, Tier, TierConfig, TierDeps};
-use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, LogOpenMode, Vfs, VfsConfig, log_source};
+use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, Vfs, VfsConfig, log_source};
 
 /// Runs until it is unmounted.
 pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
@@ -179,7 +179,7 @@ fn build(
         exclude,
         on_discard: args.on_discard.clone(),
         evict_compacted: args.evict_compacted,
-        forget_archived_pages: matches!(args.log_open, LogOpen::Cached),
+        forget_archived_pages: true,
         ..TierConfig::default()
     };
     let cached = cache.clone();
@@ -237,12 +237,8 @@ fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
         })?,
         Err(_) => 0,
     };
-    let log_open_mode = match args.log_open {
-        LogOpen::Cached => LogOpenMode::Cached,
-        LogOpen::Direct => LogOpenMode::Direct,
-    };
     let write_delay = std::time::Duration::from_millis(delay);
-    Ok(VfsConfig { log_open_mode, evict_compacted: args.evict_compacted, write_delay })
+    Ok(VfsConfig { evict_compacted: args.evict_compacted, write_delay })
 }
 
 /// The store's identity, learnt at the first upload, is kept with the data.

@@ -11,7 +11,7 @@ use super::{CliError, background, mountpoint, serve};
 use crate::clock::Clock;
 use crate::fuse::FuseConfig;
 use crate::manifest::ManifestLog;
-use crate::vfs::{ArchiveIndex, ArchiveTree, LogOpenMode, Vfs, VfsConfig};
+use crate::vfs::{ArchiveIndex, ArchiveTree, Vfs, VfsConfig};
 
 /// Runs until it is unmounted.
 pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
@@ -50,11 +50,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
         control,
         clock: clock.clone(),
     };
-    let config = VfsConfig {
-        log_open_mode: LogOpenMode::Direct,
-        evict_compacted: false,
-        write_delay: std::time::Duration::ZERO,
-    };
+    let config = VfsConfig { evict_compacted: false, write_delay: std::time::Duration::ZERO };
     let vfs = Arc::new(Vfs::new(None, archive, reader, status.text(), clock, config));
     let fuse = FuseConfig {
         source,

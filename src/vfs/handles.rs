@@ -15,8 +15,8 @@ use parking_lot::{Mutex, RwLock};
 use super::archive::ArchiveFile;
 use super::local::{AskedMode, Caller, Listing, read_full, strip_set_id};
 use super::nodes::Node;
-use super::{Later, LogOpenMode, Vfs, VfsError, cleaner, followers};
-use crate::catalog::{LogFile, Piece};
+use super::{Later, Vfs, VfsError, cleaner, followers};
+use crate::catalog::{LogFile, PagedOpen, Piece};
 use crate::local::{Extent, Stub};
 use crate::read::{ObjectSource, ReadHint, ReadStreams, Reader};
 use crate::store::names as objects;
@@ -28,11 +28,17 @@ pub enum Handle {
     /// An ordinary local file.
     Plain(Arc<Node>, Arc<File>),
     /// A `.log`.
-    Log(Arc<Node>, Arc<LogFile>, Arc<ReadStreams>),
+    Log(Arc<Node>, Arc<LogFile>, Reading),
     /// A listing, as it was when it was last read from its beginning.
     Dir(Mutex<Arc<Listing>>),
     /// A file of the archive or of Everlog's own.
     Archive(ArchiveFile),
+}
+
+/// What an open `.log` has beside its file.
+pub struct Reading {
+    streams: Arc<ReadStreams>,
+    _paged: Option<PagedOpen>,
 }
 
 /// How the kernel shall treat an open file.
@@ -111,23 +117,26 @@ impl Vfs {
         let (handle, open_as) = match (node.log(), file) {
             (_, Some(file)) => (Handle::Plain(node, file.clone()), OpenAs::Passthrough(file)),
             (Some(log), None) => {
-                let open_as = match self.config.log_open_mode {
-                    LogOpenMode::Cached if self.cleaner_waits_in(&log) => OpenAs::Direct,
-                    LogOpenMode::Cached => OpenAs::CachedKeep,
-                    LogOpenMode::Direct => OpenAs::Direct,
+                let (open_as, paged) = match self.cleaner_waits_in(&log) {
+                    true => (OpenAs::Direct, None),
+                    false => (OpenAs::CachedKeep, Some(PagedOpen::new(&log))),
                 };
                 let streams = Arc::new(followers::in_log_dir(&log));
-                (Handle::Log(node, log, streams), open_as)
+                (Handle::Log(node, log, Reading { streams, _paged: paged }), open_as)
             }
             (None, None) => (Handle::Dir(Mutex::default()), OpenAs::Direct),
         };
         Opened { fh: self.handles.insert(handle), open_as }
     }
 
-    /// Whether a read of this file may wait without a limit: it must not hold pages meanwhile that others want.
+    /// Whether a read of this file may wait without a limit: it must not hold pages meanwhile that others
+    /// want. Not what is appended to: readers beside an appender are right through the page cache only.
     fn cleaner_waits_in(&self, log: &LogFile) -> bool {
-        let local = self.local.as_ref().filter(|_| self.config.evict_compacted);
-        local.is_some_and(|local| local.catalog.is_compacted(&log.place().0))
+        let Some(local) = self.local.as_ref().filter(|_| self.config.evict_compacted) else {
+            return false;
+        };
+        let (dir, name) = log.place();
+        local.catalog.is_compacted(&dir) && !dir.is_active(&name)
     }
 
     /// Closes a descriptor of any kind.
@@ -152,7 +161,7 @@ impl Vfs {
         let handle = self.handles.get(fh)?;
         match &*handle {
             Handle::Plain(_, file) => Ok(ReadReply::Filled(read_full(file, offset, buffer)?)),
-            Handle::Log(_, log, streams) => match log.hot_file() {
+            Handle::Log(_, log, Reading { streams, .. }) => match log.hot_file() {
                 Some(file) => Ok(ReadReply::Filled(read_full(&file, offset, buffer)?)),
                 None => self.read_cold(log, streams, offset, buffer, caller),
             },
