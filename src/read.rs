@@ -169,6 +169,8 @@ pub struct ReadCounters {
     pub prefetch_failures: AtomicU64,
     /// Prefetches that were not even begun, because too many were waiting.
     pub prefetch_skipped: AtomicU64,
+    /// Reads that a broker's service thread did not wait for to the end.
+    pub let_go: AtomicU64,
     /// Reads that ended at their deadline.
     pub deadline_expired: AtomicU64,
     /// Reads that failed, for whatever reason.

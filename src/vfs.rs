@@ -10,8 +10,10 @@ mod cleaner;
 mod error;
 mod followers;
 mod handles;
+mod inflight;
 mod local;
 mod nodes;
+mod patience;
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -31,8 +33,11 @@ pub use nodes::ROOT;
 
 use crate::clock::Clock;
 use crate::read::Reader;
-use archive::{ARCHIVE_ROOT, EVERLOG_DIR, STATUS_FILE, VIRTUAL};
+use archive::{ARCHIVE_ROOT, EVERLOG_DIR, INFLIGHT_FILE, STATUS_FILE, VIRTUAL};
 use handles::Handles;
+use inflight::Inflight;
+pub use inflight::Wait;
+use patience::Patience;
 
 type Result<T> = std::result::Result<T, VfsError>;
 
@@ -44,6 +49,10 @@ pub const EVERLOG_NAME: &str = ".everlog";
 pub struct VfsConfig {
     /// Segments of compacted topics go cold, too.
     pub evict_compacted: bool,
+    /// A request that asks the store is answered within this time.
+    pub deadline: Duration,
+    /// A broker's service threads wait no longer for cold bytes.
+    pub broker_read_wait: Duration,
     /// Test hook: each write waits this long in the daemon.
     pub write_delay: Duration,
 }
@@ -60,6 +69,8 @@ pub struct Vfs {
     clock: Clock,
     config: VfsConfig,
     handles: Handles,
+    inflight: Arc<Inflight>,
+    patience: Patience,
 }
 
 impl Vfs {
@@ -74,7 +85,21 @@ impl Vfs {
         config: VfsConfig,
     ) -> Self {
         let handles = Handles::default();
-        Self { local, archive, reader, status, clock, config, handles }
+        let inflight = Inflight::new(clock.clone());
+        let patience = Patience::new(config.broker_read_wait);
+        Self { local, archive, reader, status, clock, config, handles, inflight, patience }
+    }
+
+    /// Does what may have to ask the store: shown in `inflight.json` while it lasts, and ended by the deadline.
+    pub async fn within_deadline<T>(
+        &self,
+        wait: Wait,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let _ticket = self.inflight.enter(wait);
+        let deadline = self.config.deadline;
+        let late = VfsError::Deadline { deadline_ms: deadline.as_millis() as u64 };
+        tokio::time::timeout(deadline, work).await.unwrap_or(Err(late))
     }
 
     /// Whether operations on this inode may have to ask the store, so must not hold a thread.
@@ -102,9 +127,19 @@ impl Vfs {
     }
 
     fn everlog_attr(&self, ino: u64) -> Attr {
-        let size = if ino == STATUS_FILE { (self.status)().len() as u64 } else { 0 };
-        let kind = if ino == STATUS_FILE { Kind::File } else { Kind::Dir };
+        let text = self.everlog_text(ino);
+        let kind = if text.is_some() { Kind::File } else { Kind::Dir };
+        let size = text.map_or(0, |text| text.len() as u64);
         Attr::synthetic(ino, kind, size, self.clock.now_ns())
+    }
+
+    /// The text of a file of Everlog's own.
+    fn everlog_text(&self, ino: u64) -> Option<Bytes> {
+        match ino {
+            STATUS_FILE => Some((self.status)()),
+            INFLIGHT_FILE => Some(self.inflight.text()),
+            _ => None,
+        }
     }
 
     /// A name of the log dir; local disk only.
@@ -122,6 +157,7 @@ impl Vfs {
             return match text {
                 "archive" => Ok(self.everlog_attr(ARCHIVE_ROOT)),
                 "status.json" => Ok(self.everlog_attr(STATUS_FILE)),
+                "inflight.json" => Ok(self.everlog_attr(INFLIGHT_FILE)),
                 _ => Err(VfsError::NotFound),
             };
         }
@@ -137,9 +173,27 @@ impl Vfs {
     /// Attributes of an inode of Everlog's own tree or of an archive mount.
     pub async fn getattr_remote(&self, ino: u64) -> Result<Attr> {
         match ino {
-            EVERLOG_DIR | ARCHIVE_ROOT | STATUS_FILE | ROOT => Ok(self.everlog_attr(ino)),
+            EVERLOG_DIR | ARCHIVE_ROOT | STATUS_FILE | INFLIGHT_FILE | ROOT => {
+                Ok(self.everlog_attr(ino))
+            }
             _ => self.archive.getattr(ino).await,
         }
+    }
+
+    /// What an inode of Everlog's own tree or of an archive mount is, in words for people.
+    #[must_use]
+    pub fn label(&self, ino: u64) -> String {
+        match ino {
+            ROOT | ARCHIVE_ROOT => "archive".to_owned(),
+            EVERLOG_DIR => EVERLOG_NAME.to_owned(),
+            _ => self.archive.label(ino).unwrap_or_else(|| format!("inode {ino}")),
+        }
+    }
+
+    /// The same of a name in a directory.
+    #[must_use]
+    pub fn label_in(&self, parent: u64, name: &OsStr) -> String {
+        format!("{}/{}", self.label(parent), name.to_string_lossy())
     }
 
     /// The kernel forgot `n` lookups of this inode.
@@ -163,6 +217,7 @@ impl Vfs {
             let entries = vec![
                 entry("archive", ARCHIVE_ROOT, Kind::Dir),
                 entry("status.json", STATUS_FILE, Kind::File),
+                entry("inflight.json", INFLIGHT_FILE, Kind::File),
             ];
             Listing { entries, damage: None }
         } else if self.is_archive_root(ino) {
@@ -214,8 +269,7 @@ impl Vfs {
         if write {
             return Err(VfsError::ReadOnly);
         }
-        if ino == STATUS_FILE {
-            let text = (self.status)();
+        if let Some(text) = self.everlog_text(ino) {
             let fh = self.handles.insert(Handle::Archive(archive::ArchiveFile::Small(text)));
             return Ok(Opened { fh, open_as: OpenAs::Direct });
         }

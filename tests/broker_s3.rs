@@ -112,12 +112,42 @@ fn a_store_that_hangs_fails_cold_reads_in_time_and_never_with_wrong_bytes() {
         .expect("no segment is cold");
     let path = s.mount().path(&format!("{}/{:020}.log", cold.partition, cold.base));
     s.s3.freeze();
-    let error =
-        std::fs::read(&path).expect_err("a read of a cold segment succeeded with its store frozen");
+    let reader = {
+        let path = path.clone();
+        std::thread::spawn(move || std::fs::read(path))
+    };
+    // Who waits for what can be seen meanwhile.
+    let waiting = || {
+        let text = std::fs::read(s.mount().path(".everlog/inflight.json")).unwrap();
+        let text: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        text["waiting"].as_array().unwrap().clone()
+    };
+    let name = format!("{:020}.log", cold.base);
+    wait_until("the read to be shown as waiting", 60, || {
+        let waiting = waiting();
+        let shown = waiting
+            .iter()
+            .any(|w| w["operation"] == "read" && w["what"].as_str().unwrap().contains(&name));
+        unless(shown || reader.is_finished(), || format!("{waiting:?}"))
+    });
+    let error = reader.join().unwrap();
+    let error = error.expect_err("a read of a cold segment succeeded with its store frozen");
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
-    // The write path does not wait for the bucket.
-    s.ledger.produce(&s.broker, 6_000);
+    wait_until("nobody to wait any more", 60, || {
+        let waiting = waiting();
+        unless(waiting.is_empty(), || format!("{waiting:?}"))
+    });
+    // The write path does not wait for the bucket, also beside consumers of what is cold.
+    let mut replay = s.ledger.start_proving(&s.broker, s.scratch.path().join("replay.out"));
+    wait_until("a thread of the broker to be let go", 120, || {
+        assert!(replay.ended().is_none(), "read without the store: {}", replay.tail());
+        let reads = s.mount().status()["reads"].clone();
+        unless(reads["let_go"].as_u64() > Some(0), || reads.to_string())
+    });
+    let produced = s.ledger.produce(&s.broker, 6_000);
+    assert!(produced["latency_max_ms"].as_f64() < Some(12_000.0), "{produced}");
     s.s3.thaw();
+    assert!(replay.wait(200).success(), "{}", replay.tail());
     wait_until("the read to work again", 60, || {
         std::fs::read(&path).map(drop).map_err(|e| e.to_string())
     });

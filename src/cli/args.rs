@@ -108,6 +108,9 @@ pub struct MountArgs {
     /// A cold read is answered within this time, if need be with an error
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "25s")]
     pub read_deadline: Duration,
+    /// A broker's service threads wait this long for cold bytes, then the consumer has to ask again
+    #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "2s", conflicts_with = "cache")]
+    pub broker_read_wait: Duration,
     /// Limit of all cold reads together, per second
     #[arg(long, value_name = "BYTES", value_parser = units::bytes)]
     pub fetch_rate: Option<u64>,

@@ -238,7 +238,12 @@ fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
         Err(_) => 0,
     };
     let write_delay = std::time::Duration::from_millis(delay);
-    Ok(VfsConfig { evict_compacted: args.evict_compacted, write_delay })
+    Ok(VfsConfig {
+        evict_compacted: args.evict_compacted,
+        deadline: args.read_deadline,
+        broker_read_wait: args.broker_read_wait,
+        write_delay,
+    })
 }
 
 /// The store's identity, learnt at the first upload, is kept with the data.

@@ -50,7 +50,12 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
         control,
         clock: clock.clone(),
     };
-    let config = VfsConfig { evict_compacted: false, write_delay: std::time::Duration::ZERO };
+    let config = VfsConfig {
+        evict_compacted: false,
+        deadline: args.read_deadline,
+        broker_read_wait: args.broker_read_wait,
+        write_delay: std::time::Duration::ZERO,
+    };
     let vfs = Arc::new(Vfs::new(None, archive, reader, status.text(), clock, config));
     let fuse = FuseConfig {
         source,

@@ -94,6 +94,7 @@ fn reads(reader: &Reader) -> Value {
         "retries": c.retries.load(Relaxed),
         "hedges": c.hedges.load(Relaxed),
         "hedges_won": c.hedges_won.load(Relaxed),
+        "let_go": c.let_go.load(Relaxed),
         "refetched_damaged": c.refetched_damaged.load(Relaxed),
         "cache_bypasses": c.cache_bypasses.load(Relaxed),
         "prefetch_failures": c.prefetch_failures.load(Relaxed),

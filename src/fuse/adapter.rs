@@ -19,7 +19,7 @@ use fuser::{
 use futures::FutureExt as _;
 use tokio::runtime::Handle as Runtime;
 
-use super::convert::{caller, errno, file_attr, file_type, time_change};
+use super::convert::{caller, errno, file_attr, file_type, time_change, wait};
 use super::passthrough::Passthrough;
 use crate::catalog::AttrChange;
 use crate::vfs::{AskedMode, Attr, OpenAs, Opened, ReadReply, SetAttr, Vfs, VfsError};
@@ -176,27 +176,30 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if !self.vfs.is_remote(parent.0) {
             let entry = guarded(|| self.vfs.lookup_local(parent.0, name));
             return reply_entry(ENTRY_TTL, entry, reply);
         }
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
-        self.later(async move { vfs.lookup_remote(parent.0, &name).await }, |entry| {
-            reply_entry(ARCHIVE_TTL, entry, reply)
-        });
+        let wait = wait("lookup", self.vfs.label_in(parent.0, &name), req);
+        let work =
+            async move { vfs.within_deadline(wait, vfs.lookup_remote(parent.0, &name)).await };
+        self.later(work, |entry| reply_entry(ARCHIVE_TTL, entry, reply));
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         self.vfs.forget(ino.0, nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         if !self.vfs.is_remote(ino.0) {
             return reply_attr(guarded(|| self.vfs.tree(ino.0)?.getattr(ino.0)), reply);
         }
         let vfs = self.vfs.clone();
-        self.later(async move { vfs.getattr_remote(ino.0).await }, |a| reply_attr(a, reply));
+        let wait = wait("getattr", self.vfs.label(ino.0), req);
+        let work = async move { vfs.within_deadline(wait, vfs.getattr_remote(ino.0)).await };
+        self.later(work, |a| reply_attr(a, reply));
     }
 
     fn setattr(
@@ -327,14 +330,16 @@ impl Filesystem for Adapter {
         reply_entry(ENTRY_TTL, made, reply);
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let write = writes(flags);
         if !self.vfs.is_remote(ino.0) {
             let opened = guarded(|| self.vfs.open_local(ino.0, write));
             return self.reply_open(ino.0, opened, reply);
         }
         let vfs = self.vfs.clone();
-        self.later(async move { vfs.open_remote(ino.0, write).await }, |opened| match opened {
+        let wait = wait("open", self.vfs.label(ino.0), req);
+        let work = async move { vfs.within_deadline(wait, vfs.open_remote(ino.0, write)).await };
+        self.later(work, |opened| match opened {
             Ok(o) => reply.opened(FileHandle(o.fh), Self::fopen_flags(&o.open_as)),
             Err(e) => reply.error(errno(&e)),
         });
@@ -428,7 +433,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let answer = |fh: Result<u64>, reply: ReplyOpen| match fh {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(e) => reply.error(errno(&e)),
@@ -437,7 +442,9 @@ impl Filesystem for Adapter {
             return answer(guarded(|| self.vfs.opendir_local(ino.0)), reply);
         }
         let vfs = self.vfs.clone();
-        self.later(async move { vfs.opendir_remote(ino.0).await }, move |fh| answer(fh, reply));
+        let wait = wait("opendir", self.vfs.label(ino.0), req);
+        let work = async move { vfs.within_deadline(wait, vfs.opendir_remote(ino.0)).await };
+        self.later(work, move |fh| answer(fh, reply));
     }
 
     fn readdir(

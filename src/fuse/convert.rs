@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
 use crate::catalog::TimeChange;
-use crate::vfs::{Attr, Caller, Kind, VfsError};
+use crate::vfs::{Attr, Caller, Kind, VfsError, Wait};
 
 pub fn errno(e: &VfsError) -> Errno {
     Errno::from_i32(e.errno())
@@ -52,6 +52,11 @@ pub fn file_attr(a: &Attr) -> FileAttr {
 
 pub fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), tid: req.pid() }
+}
+
+/// What the request waits for, for those who ask.
+pub fn wait(operation: &'static str, what: String, req: &Request) -> Wait {
+    Wait { operation, what, range: None, tid: req.pid() }
 }
 
 /// `fuser` gives a time before the epoch as that many seconds *and* nanoseconds before it, though the

@@ -32,6 +32,8 @@ pub const EVERLOG_DIR: u64 = VIRTUAL;
 pub const ARCHIVE_ROOT: u64 = VIRTUAL + 1;
 /// `.everlog/status.json`.
 pub const STATUS_FILE: u64 = VIRTUAL + 2;
+/// `.everlog/inflight.json`.
+pub const INFLIGHT_FILE: u64 = VIRTUAL + 3;
 const FIRST_DYNAMIC: u64 = VIRTUAL + 16;
 
 /// What a virtual inode stands for.
@@ -127,6 +129,17 @@ impl ArchiveTree {
 
     fn place(&self, ino: u64) -> Result<Place> {
         self.inodes.lock().by_ino.get(&ino).map(|(p, _)| p.clone()).ok_or(VfsError::NotFound)
+    }
+
+    /// What a number that was looked up stands for.
+    pub fn label(&self, ino: u64) -> Option<String> {
+        let place = self.inodes.lock().by_ino.get(&ino).map(|(place, _)| place.clone())?;
+        Some(match place {
+            Place::Partition(id) => id.to_string(),
+            Place::Segment(id, base, _, kind) => format!("{id}/{}", names::file_name(base, kind)),
+            Place::Metadata(id) => format!("{id}/{}", names::PARTITION_METADATA),
+            Place::Epochs(id, _) => format!("{id}/{}", names::LEADER_EPOCHS),
+        })
     }
 
     /// The kernel forgot `n` lookups.

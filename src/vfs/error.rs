@@ -19,6 +19,12 @@ pub enum VfsError {
     /// The archive's manifests could not be had.
     #[error("the archive cannot be read: {0}")]
     Archive(String),
+    /// It took too long: it may work later.
+    #[error("no answer within {deadline_ms} ms")]
+    Deadline {
+        /// How long it was waited for.
+        deadline_ms: u64,
+    },
     /// No such name.
     #[error("no such file or directory")]
     NotFound,
@@ -51,7 +57,7 @@ impl VfsError {
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::Io(e) => return io_errno(e),
-            Self::Read(_) | Self::Archive(_) => Errno::IO,
+            Self::Read(_) | Self::Archive(_) | Self::Deadline { .. } => Errno::IO,
             Self::NotFound => Errno::NOENT,
             Self::ReadOnly => Errno::ROFS,
             Self::Reserved | Self::NotPermitted => Errno::PERM,

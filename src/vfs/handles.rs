@@ -15,10 +15,10 @@ use parking_lot::{Mutex, RwLock};
 use super::archive::ArchiveFile;
 use super::local::{AskedMode, Caller, Listing, read_full, strip_set_id};
 use super::nodes::Node;
-use super::{Later, Vfs, VfsError, cleaner, followers};
+use super::{Later, Vfs, VfsError, Wait, cleaner, followers, inflight, patience};
 use crate::catalog::{LogFile, PagedOpen, Piece};
 use crate::local::{Extent, Stub};
-use crate::read::{ObjectSource, ReadHint, ReadStreams, Reader};
+use crate::read::{ObjectSource, ReadHint, ReadStreams};
 use crate::store::names as objects;
 
 type Result<T> = std::result::Result<T, VfsError>;
@@ -170,7 +170,12 @@ impl Vfs {
                     return Ok(ReadReply::Filled(n));
                 }
                 let (vfs, handle, len) = (self.clone(), handle.clone(), buffer.len());
+                let what = source.log_key.as_str().to_owned();
+                let range = Some((offset, len));
+                let wait = Wait { operation: "read", what, range, tid: caller.tid };
+                let ticket = self.inflight.enter(wait);
                 Ok(ReadReply::Later(Box::pin(async move {
+                    let _ticket = ticket;
                     match &*handle {
                         Handle::Archive(file) => vfs.archive.read(file, offset, len).await,
                         _ => Err(VfsError::BadHandle),
@@ -187,7 +192,7 @@ impl Vfs {
     }
 
     fn read_cold(
-        &self,
+        self: &Arc<Self>,
         log: &Arc<LogFile>,
         streams: &Arc<ReadStreams>,
         offset: u64,
@@ -202,10 +207,14 @@ impl Vfs {
                 return Ok(ReadReply::Filled(n));
             }
         }
-        let (reader, streams) = (self.reader.clone(), streams.clone());
+        let (vfs, streams) = (self.clone(), streams.clone());
         let label = log.label();
+        let range = Some((offset, buffer.len()));
+        let wait = Wait { operation: "read", what: label.clone(), range, tid: caller.tid };
+        let ticket = self.inflight.enter(wait);
         Ok(ReadReply::Later(Box::pin(async move {
-            let read = read_pieces(&reader, &streams, &pieces, caller).await;
+            let _ticket = ticket;
+            let read = read_pieces(&vfs, &streams, &pieces, caller).await;
             read.inspect_err(
                 |e| tracing::warn!(file = label, offset, error = %e, "a cold read failed"),
             )
@@ -299,7 +308,7 @@ pub fn log_source(stub: &Stub, extent: &Extent) -> ObjectSource {
 }
 
 async fn read_pieces(
-    reader: &Reader,
+    vfs: &Vfs,
     streams: &ReadStreams,
     pieces: &[Piece],
     caller: Caller,
@@ -309,7 +318,7 @@ async fn read_pieces(
         let bytes = match piece {
             Piece::Archived(stub, extent, at, len) => {
                 let source = log_source(stub, extent);
-                read_archived(reader, streams, &source, (*at, *len), caller).await?
+                read_archived(vfs, streams, &source, (*at, *len), caller).await?
             }
             Piece::Local(file, at, len) => {
                 let mut buffer = vec![0u8; *len];
@@ -331,15 +340,27 @@ async fn read_pieces(
     Ok(out.freeze())
 }
 
-/// A log cleaner is answered when the bytes are there.
+/// A log cleaner is answered when the bytes are there; a thread that serves clients does not wait for long.
 async fn read_archived(
-    reader: &Reader,
+    vfs: &Vfs,
     streams: &ReadStreams,
     source: &ObjectSource,
     (at, len): (u64, usize),
     caller: Caller,
 ) -> Result<Bytes> {
     let hint = ReadHint { broker: true };
+    let reader = &vfs.reader;
+    if inflight::thread_name(caller.tid).is_some_and(|name| patience::serves_clients(&name)) {
+        let given = || reader.counters().fetched_bytes.load(Ordering::Relaxed);
+        let limit = vfs.patience.limit(given());
+        let read = tokio::time::timeout(limit, reader.read(source, streams, at, len, hint)).await;
+        let Ok(read) = read else {
+            vfs.patience.gave_up(given());
+            reader.counters().let_go.fetch_add(1, Ordering::Relaxed);
+            return Err(VfsError::Deadline { deadline_ms: limit.as_millis() as u64 });
+        };
+        return Ok(read?);
+    }
     let mut failures = 0;
     loop {
         match reader.read(source, streams, at, len, hint).await {

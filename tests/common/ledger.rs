@@ -155,6 +155,14 @@ impl Ledger {
         json(&children::run(command, "proving the ledger"))
     }
 
+    /// Begins to read and prove everything in the background.
+    pub fn start_proving(&self, broker: &Broker, log: PathBuf) -> Running {
+        let mut command = tool("consume");
+        command.args(["--bootstrap", &broker.bootstrap(), "--patience-s", "180", "--ledger"]);
+        command.arg(&self.file);
+        Running::start(command, "proving the ledger", log)
+    }
+
     /// How many records were acknowledged.
     pub fn acknowledged(&self) -> u64 {
         let book: Value = serde_json::from_slice(&std::fs::read(&self.file).unwrap()).unwrap();
