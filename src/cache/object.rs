@@ -22,6 +22,7 @@ use super::map::{self, BlockMap};
 use super::{Counters, FillError, Shared, scan};
 use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
 
+/// As many as there are bits in a word.
 const CHUNK_BLOCKS: u64 = CHUNK_BYTES / BLOCK_BYTES;
 /// A fill waits no longer for bytes of the same object that are being taken away: its reader waits, too.
 const FILL_WAIT: Duration = Duration::from_millis(20);
@@ -37,6 +38,8 @@ pub struct CachedObject {
     name: Name,
     map: BlockMap,
     present: Vec<AtomicU64>,
+    /// Blocks that a reader missed: when they come, they count as read.
+    missed: Vec<AtomicU64>,
     files: Option<Files>,
     /// Whether the object was given up: its files are unlinked and nothing more is filled.
     gate: RwLock<bool>,
@@ -62,6 +65,7 @@ impl CachedObject {
         Arc::new(Self {
             name: Name::of(&map.key),
             map: BlockMap { present: Vec::new(), ..map },
+            missed: words.iter().map(|_| AtomicU64::new(0)).collect(),
             present: words.into_iter().map(AtomicU64::new).collect(),
             files,
             gate: RwLock::new(false),
@@ -103,6 +107,23 @@ impl CachedObject {
         } else {
             word.fetch_and(!bit, Ordering::AcqRel);
         }
+    }
+
+    fn miss(&self, block: u64) {
+        if let Some(word) = self.missed.get((block / 64) as usize) {
+            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Of these blocks those that a reader missed, by chunk, a bit for each; they are missed no longer.
+    fn take_missed(&self, blocks: Range<u64>) -> Vec<(u64, u64)> {
+        let take = |(chunk, part): (u64, Range<u64>)| {
+            let bits = mask(&part);
+            let word = self.missed.get(chunk as usize)?;
+            let missed = word.fetch_and(!bits, Ordering::Relaxed) & bits;
+            (missed != 0).then_some((chunk, missed))
+        };
+        by_chunk(blocks).filter_map(take).collect()
     }
 
     fn sums_up(&self, block: u64, bytes: &[u8]) -> bool {
@@ -197,9 +218,7 @@ impl CachedObject {
         let counter = if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         if let Some(shared) = shared {
-            let mask = |part: &Range<u64>| {
-                part.clone().fold(0, |mask, block| mask | 1u64 << (block % CHUNK_BLOCKS))
-            };
+            missing.iter().cloned().flatten().for_each(|block| self.miss(block));
             let read: Vec<(u64, u64)> =
                 by_chunk(blocks).map(|(c, part)| (c, mask(&part))).collect();
             shared.ledger.lock().read(self.name, &read, shared.now_ms());
@@ -303,7 +322,11 @@ impl CachedObject {
         let room = shared.reserve(bytes).ok_or_else(|| bypass("there is no room for it now"))?;
         let written = self.write_blocks(files, span.start, data, &absent);
         shared.account(self);
-        shared.ledger.lock().filled(self.name, &chunks, shared.now_ms());
+        let (missed, now_ms) = (self.take_missed(blocks.clone()), shared.now_ms());
+        let mut ledger = shared.ledger.lock();
+        ledger.filled(self.name, &chunks, now_ms);
+        ledger.read(self.name, &missed, now_ms);
+        drop(ledger);
         drop(room);
         shared.ring_if_tight();
         if let Err(e) = &written {
@@ -408,6 +431,11 @@ fn push_range(runs: &mut Vec<Range<u64>>, range: Range<u64>) {
     if range.start < range.end {
         runs.push(range);
     }
+}
+
+/// A bit for each block of a part of one chunk.
+fn mask(part: &Range<u64>) -> u64 {
+    part.clone().fold(0, |mask, block| mask | 1 << (block % CHUNK_BLOCKS))
 }
 
 /// The parts of a run of blocks by the chunks that they lie in.
