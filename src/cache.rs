@@ -161,6 +161,7 @@ pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     names: NameLocks,
     pins: Mutex<Pins>,
+    pins_lost: Option<String>,
     counters: Arc<Counters>,
     health: Health,
     bell: Bell,
@@ -213,7 +214,7 @@ impl BlockCache {
         let CacheConfig { budget_bytes, open_objects_max } = config;
         let mut ledger =
             Ledger::new(budget_bytes, limits.files_max, open_objects_max, limits.correlated_ms);
-        let pins = pins::load(dir).map_err(io_error(dir))?;
+        let (pins, pins_lost) = pins::load(dir).map_err(io_error(dir))?;
         ledger.set_pinned(pins::keys(&pins).map(|key| Name::of(&key)).collect());
         for found in scan::scan(dir).map_err(io_error(dir))? {
             if found.is_aux {
@@ -229,6 +230,7 @@ impl BlockCache {
             ledger: Mutex::new(ledger),
             names: NameLocks::default(),
             pins: Mutex::new(pins),
+            pins_lost,
             counters: Arc::default(),
             health: Health::new(Clock::system()),
             bell: Bell::default(),

@@ -65,7 +65,14 @@ impl Shared {
                 self.counters.evicted_bytes.fetch_add(freed, Ordering::Relaxed);
             }
             Part::Chunk(chunk) => {
-                let Some(object) = self.object_to_punch(name) else { return };
+                let Some(object) = self.object_to_punch(name) else {
+                    // It cannot be opened, and would be in nobody's queue any more.
+                    let known = self.ledger.lock().contains(name);
+                    if known {
+                        self.give_up(name);
+                    }
+                    return;
+                };
                 match object.punch(chunk) {
                     Ok(freed) => {
                         self.counters.evicted_bytes.fetch_add(freed, Ordering::Relaxed);

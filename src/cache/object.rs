@@ -27,6 +27,7 @@ use super::map::{self, BlockMap};
 use super::{Counters, FillError, Shared, scan};
 use crate::types::{BLOCK_BYTES, ObjectKey, Sha256, block_count};
 
+/// As many as there are bits in a word.
 const CHUNK_BLOCKS: u64 = CHUNK_BYTES / BLOCK_BYTES;
 /// A fill waits no longer for bytes of the same object that are being taken away: its reader waits, too.
 const FILL_WAIT: Duration = Duration::from_millis(20);
@@ -208,9 +209,6 @@ impl CachedObject {
     /// Tells the policy which blocks were read.
     fn used(&self, blocks: Range<u64>, shared: Option<Arc<Shared>>) {
         let Some(shared) = shared else { return };
-        let mask = |part: &Range<u64>| {
-            part.clone().fold(0, |mask, block| mask | 1u64 << (block % CHUNK_BLOCKS))
-        };
         let read: Vec<(u64, u64)> = by_chunk(blocks).map(|(c, part)| (c, mask(&part))).collect();
         shared.ledger.lock().read(self.name, &read, shared.now_ms());
     }
@@ -347,6 +345,11 @@ fn push_range(runs: &mut Vec<Range<u64>>, range: Range<u64>) {
     if range.start < range.end {
         runs.push(range);
     }
+}
+
+/// A bit for each block of a part of one chunk.
+fn mask(part: &Range<u64>) -> u64 {
+    part.clone().fold(0, |mask, block| mask | 1 << (block % CHUNK_BLOCKS))
 }
 
 /// The parts of a run of blocks by the chunks that they lie in.

@@ -1,7 +1,7 @@
 //! Which objects are pinned, as the file `pins` of the cache directory has it (`docs/FORMATS.md` 3.3).
 //!
 //! Invariant: the file is replaced whole, synced first. One that cannot be believed is put aside under
-//! another name and said: what was pinned is then an ordinary part of the cache.
+//! another name and handed up to be said: what was pinned is then an ordinary part of the cache.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,19 +25,18 @@ struct Body {
     objects: Pins,
 }
 
-/// What an earlier run pinned.
-pub fn load(dir: &Path) -> io::Result<Pins> {
+/// What an earlier run pinned; and why that cannot be believed, if it cannot.
+pub fn load(dir: &Path) -> io::Result<(Pins, Option<String>)> {
     let path = dir.join(FILE);
     let bytes = match fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Pins::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Pins::new(), None)),
         read => read?,
     };
     match envelope::decode::<Body>("pins", VERSION, &bytes) {
-        Ok(body) => Ok(body.objects),
+        Ok(body) => Ok((body.objects, None)),
         Err(e) => {
             fs::rename(&path, dir.join(ASIDE))?;
-            tracing::error!(file = %path.display(), error = %e, "the list of pinned objects cannot be believed: nothing is pinned, pin again");
-            Ok(Pins::new())
+            Ok((Pins::new(), Some(format!("{}: {e}", path.display()))))
         }
     }
 }
@@ -77,16 +76,17 @@ mod tests {
     #[test]
     fn pins_read_back_and_a_damaged_list_is_put_aside_and_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(load(dir.path()).unwrap().is_empty());
+        assert_eq!(load(dir.path()).unwrap(), (Pins::new(), None));
         let pins = Pins::from([("topics/t-0/x/1.log".to_owned(), 70_000)]);
         save(dir.path(), &pins).unwrap();
-        assert_eq!(load(dir.path()).unwrap(), pins);
+        assert_eq!(load(dir.path()).unwrap(), (pins, None));
         let path = dir.path().join(FILE);
         let mut bytes = fs::read(&path).unwrap();
         let at = bytes.len() - 6;
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(load(dir.path()).unwrap().is_empty());
+        let (left, why) = load(dir.path()).unwrap();
+        assert!(left.is_empty() && why.unwrap().contains("damaged"));
         assert!(!path.exists() && dir.path().join(ASIDE).exists());
     }
 }

@@ -97,6 +97,13 @@ impl BlockCache {
         Ok(())
     }
 
+    /// Why the list of pinned objects that an earlier run left could not be believed, if so: nothing of it
+    /// is pinned any more.
+    #[must_use]
+    pub fn pins_lost(&self) -> Option<&str> {
+        self.shared.pins_lost.as_deref()
+    }
+
     /// Whether an object is pinned.
     #[must_use]
     pub fn is_pinned(&self, key: &ObjectKey) -> bool {

@@ -51,6 +51,12 @@ pub fn cache(args: &MountArgs, dir: &Path) -> Result<Arc<BlockCache>, CliError> 
 
 /// Lets commands reach this mount; the socket's name. Without it everything else works.
 pub fn take_commands(keeping: Keeping) -> Option<String> {
+    if let Some(why) = keeping.cache.pins_lost() {
+        tracing::error!(
+            why,
+            "the list of pinned objects cannot be believed: nothing is pinned, pin again"
+        );
+    }
     match control::listen(keeping) {
         Ok(name) => Some(name),
         Err(error) => {

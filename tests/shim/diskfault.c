@@ -1,7 +1,7 @@
 /* In front of libc: the n-th call of everlog that changes something below a directory fails.
  *
  * DISKFAULT_BELOW names the directory; DISKFAULT_NUMBERS a file of four native 64-bit numbers, shared with the test:
- * which call fails (0: none), with which errno, how many calls there were, how many failed. */
+ * which call fails (0: none, all bits: every one from now on), with which errno, how many calls there were, how many failed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -72,7 +72,7 @@ static int fails(int counts) {
     if (!counts)
         return 0;
     uint64_t call = atomic_fetch_add(&numbers->calls, 1) + 1;
-    if (call != numbers->nth)
+    if (call != numbers->nth && numbers->nth != UINT64_MAX)
         return 0;
     atomic_fetch_add(&numbers->failed, 1);
     errno = (int)numbers->error;

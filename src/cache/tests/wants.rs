@@ -38,6 +38,23 @@ fn a_scan_of_ten_times_the_budget_does_not_flush_what_is_read_again_and_again() 
 }
 
 #[test]
+fn what_a_reader_takes_when_it_has_come_counts_as_read_once_and_a_prefetch_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 16 * MIB);
+    let bytes = content(31, 2 * CHUNK as usize * BLOCK);
+    let object = made(&cache, 1, &bytes);
+    assert_eq!(object.read_blocks(0..8).missing, [0..8]);
+    fill(&cache, 1, &bytes, 0..8);
+    fill(&cache, 1, &bytes, CHUNK..CHUNK + 8);
+    let mut taken = vec![0; 8 * BLOCK];
+    assert!(object.read_into(0, &mut taken));
+    assert!(object.read(CHUNK * BLOCK_BYTES, 4 * BLOCK).is_some());
+    assert_eq!(cache.stats().protected_bytes, 0);
+    assert!(object.read(0, 4 * BLOCK).is_some());
+    assert_eq!(cache.stats().protected_bytes, 8 * BLOCK_BYTES);
+}
+
+#[test]
 fn after_a_restart_a_scan_flushes_a_part_only() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), 16 * MIB);
