@@ -111,10 +111,13 @@ impl ManifestLog {
         id: &ChainId,
         hint: Option<&Summary>,
     ) -> Result<Loaded, ManifestError> {
-        let Some(hint) = hint.filter(|h| h.version > 0) else {
-            return self.load_readable(id).await;
+        // Whoever did not know of a checkpoint would have us read every delta, of which the old ones may be gone.
+        let near = |h: &&Summary| {
+            let behind = h.version.checked_sub(h.checkpoint.unwrap_or(0));
+            h.version > 0 && behind.is_some_and(|deltas| deltas <= CHECKPOINT_EVERY)
         };
-        let from = (hint.checkpoint.filter(|c| *c <= hint.version), hint.version);
+        let Some(hint) = hint.filter(near) else { return self.load_readable(id).await };
+        let from = (hint.checkpoint, hint.version);
         match load::load_hinted(self.store(id)?, id, from).await? {
             Some(attempt) => {
                 self.mirror_learned(&attempt.loaded.chain, attempt.copies).await?;

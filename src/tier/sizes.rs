@@ -65,16 +65,19 @@ impl Sizes {
 
     fn look(&self, log: &LogFile, now_ms: u64, enough: impl Fn(&Known) -> bool) -> Option<Size> {
         let mutations = log.mutations();
-        let mut since_ms = now_ms;
+        let mut since_ms = None;
         if let Some(known) = self.known.lock().get(&log.id)
             && known.mutations == mutations
         {
             if enough(known) {
                 return Some(known.size);
             }
-            since_ms = known.since_ms;
+            since_ms = Some(known.since_ms);
         }
-        let LogStat { size_bytes, mtime_ns, blocks, .. } = log.stat().ok()?;
+        let LogStat { size_bytes, mtime_ns, blocks, ctime, .. } = log.stat().ok()?;
+        // It may have come to rest long before this process saw it.
+        let changed_ms = u64::try_from(ctime.0).unwrap_or(0).saturating_mul(1000);
+        let since_ms = since_ms.unwrap_or_else(|| changed_ms.min(now_ms));
         let size =
             Size { size_bytes, mtime_ns, disk_bytes: blocks.saturating_mul(STAT_BLOCK_BYTES) };
         let known = Known { mutations, size, since_ms, looked_ms: now_ms };
