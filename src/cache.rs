@@ -11,6 +11,7 @@
 
 mod evict;
 mod health;
+mod lease;
 mod ledger;
 mod map;
 mod names;
@@ -163,6 +164,7 @@ pub(crate) struct Shared {
     pins: Mutex<Pins>,
     pins_lost: Option<String>,
     counters: Arc<Counters>,
+    leases: lease::Leases,
     health: Health,
     bell: Bell,
     began: Instant,
@@ -232,6 +234,7 @@ impl BlockCache {
             pins: Mutex::new(pins),
             pins_lost,
             counters: Arc::default(),
+            leases: lease::Leases::default(),
             health: Health::new(Clock::system()),
             bell: Bell::default(),
             began: Instant::now(),

@@ -14,6 +14,7 @@ mod shelf;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;

@@ -264,8 +264,9 @@ impl Vfs {
         }
     }
 
-    /// Opens a file of the archive, for reading only.
-    pub async fn open_remote(&self, ino: u64, write: bool) -> Result<Opened> {
+    /// Opens a file of the archive, for reading only; with `native` a `.log` whose object is whole in the cache
+    /// is offered to the kernel.
+    pub async fn open_remote(&self, ino: u64, write: bool, native: bool) -> Result<Opened> {
         if write {
             return Err(VfsError::ReadOnly);
         }
@@ -275,6 +276,9 @@ impl Vfs {
         }
         let file = self.archive.open(ino).await?;
         let open_as = match &file {
+            archive::ArchiveFile::Log(source, _) if native => {
+                OpenAs::Archived(self.reader.whole(source).await)
+            }
             archive::ArchiveFile::Log(..) => OpenAs::Direct,
             archive::ArchiveFile::Small(_) => OpenAs::Cached,
         };

@@ -43,6 +43,7 @@ impl From<io::Error> for LoadError {
 impl Shared {
     /// Room for `bytes`. `None`: there is none now, which the trimming thread is told.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Room> {
+        self.settle_unlinked();
         let granted = self.ledger.lock().reserve(bytes);
         if !granted {
             self.bell.ring(bytes);
@@ -73,6 +74,13 @@ impl Shared {
                     }
                     return;
                 };
+                if object.is_sealed() {
+                    // Only whole: somebody may have it mapped.
+                    let freed = self.ledger.lock().object_bytes(name);
+                    self.give_up(name);
+                    self.counters.evicted_bytes.fetch_add(freed, Ordering::Relaxed);
+                    return;
+                }
                 match object.punch(chunk) {
                     Ok(freed) => {
                         self.counters.evicted_bytes.fetch_add(freed, Ordering::Relaxed);
@@ -199,7 +207,12 @@ impl Shared {
     /// Ends an object: out of the books, its files unlinked, a handle that is out there emptied.
     /// Under the name's lock.
     pub(super) fn give_up(&self, name: Name) {
-        let held = self.ledger.lock().forget(name);
+        let (held, bytes) = {
+            let mut ledger = self.ledger.lock();
+            let bytes = ledger.object_bytes(name);
+            (ledger.forget(name), bytes)
+        };
+        self.unlinked(name, bytes);
         if let Some(object) = held {
             object.give_up();
         }

@@ -394,6 +394,16 @@ impl Ledger {
         parts.for_each(|part| self.policy.move_to((name, part), place));
     }
 
+    /// Of an object that is struck: somebody has its file open still.
+    pub fn hold(&mut self, bytes: u64) {
+        self.allocated_bytes += bytes;
+    }
+
+    /// Nobody has it open any more.
+    pub fn let_go(&mut self, bytes: u64) {
+        self.allocated_bytes = self.allocated_bytes.saturating_sub(bytes);
+    }
+
     pub fn allocated_bytes(&self) -> u64 {
         self.allocated_bytes
     }

@@ -7,12 +7,13 @@
 
 mod into;
 mod pieces;
+mod seal;
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct CachedObject {
     files: Option<Files>,
     /// Whether the object was given up: its files are unlinked and nothing more is filled.
     gate: RwLock<bool>,
+    /// Its file was handed out: neither punched nor cut from then on.
+    sealed: AtomicBool,
     shared: Weak<Shared>,
     counters: Arc<Counters>,
 }
@@ -69,6 +72,7 @@ impl CachedObject {
             name: Name::of(&map.key),
             map: BlockMap { present: Vec::new(), ..map },
             present: words.into_iter().map(AtomicU64::new).collect(),
+            sealed: AtomicBool::new(files.as_ref().is_some_and(|f| seal::is_on(&f.data))),
             files,
             gate: RwLock::new(false),
             shared: Arc::downgrade(shared),
@@ -263,6 +267,9 @@ impl CachedObject {
             return;
         }
         self.set_present(block, false);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.leases.forget(self.name);
+        }
         self.counters.damaged_blocks.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(object = %self.map.key, block, "damaged block in the cache: it is fetched again");
         if let Err(e) = self.write_entries(files, block..block + 1, false)
@@ -283,6 +290,9 @@ impl CachedObject {
         let Some(files) = &self.files else { return Ok(0) };
         let blocks = self.clamp(chunk * CHUNK_BLOCKS..(chunk + 1) * CHUNK_BLOCKS);
         let _alone = self.gate.write();
+        if self.is_sealed() {
+            return Err(io::Error::other("its file was handed out"));
+        }
         let here = self.runs(blocks.clone(), true);
         blocks.clone().for_each(|block| self.set_present(block, false));
         self.write_entries(files, blocks, false)?;
@@ -296,7 +306,7 @@ impl CachedObject {
         let mut given_up = self.gate.write();
         *given_up = true;
         self.present.iter().for_each(|word| word.store(0, Ordering::Release));
-        if let Some(files) = &self.files
+        if let Some(files) = self.files.as_ref().filter(|_| !self.is_sealed())
             && let Err(e) = files.data.set_len(0)
             && !self.write_failed(&e)
         {

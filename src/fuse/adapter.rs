@@ -75,27 +75,30 @@ impl Adapter {
         match open_as {
             OpenAs::Passthrough(_) | OpenAs::CachedKeep => FopenFlags::FOPEN_KEEP_CACHE,
             OpenAs::Cached => FopenFlags::empty(),
-            OpenAs::Direct => FopenFlags::FOPEN_DIRECT_IO,
+            OpenAs::Archived(_) | OpenAs::Direct => FopenFlags::FOPEN_DIRECT_IO,
         }
     }
 
     fn backing(
-        &self,
+        passthrough: &Passthrough,
         ino: u64,
         opened: &Opened,
         register: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         match &opened.open_as {
-            OpenAs::Passthrough(file) => self.passthrough.attach((ino, opened.fh), file, register),
+            OpenAs::Passthrough(file) | OpenAs::Archived(Some(file)) => {
+                passthrough.attach((ino, opened.fh), Some(file), register)
+            }
+            OpenAs::Archived(None) => passthrough.attach((ino, opened.fh), None, register),
             OpenAs::CachedKeep | OpenAs::Cached | OpenAs::Direct => None,
         }
     }
 
-    fn reply_open(&self, ino: u64, opened: Result<Opened>, reply: ReplyOpen) {
+    fn reply_open(passthrough: &Passthrough, ino: u64, opened: Result<Opened>, reply: ReplyOpen) {
         match opened {
             Ok(opened) => {
                 let fh = FileHandle(opened.fh);
-                match self.backing(ino, &opened, |file| reply.open_backing(file)) {
+                match Self::backing(passthrough, ino, &opened, |file| reply.open_backing(file)) {
                     Some(id) => reply.opened_passthrough(fh, FopenFlags::empty(), &id),
                     None => reply.opened(fh, Self::fopen_flags(&opened.open_as)),
                 }
@@ -334,15 +337,14 @@ impl Filesystem for Adapter {
         let write = writes(flags);
         if !self.vfs.is_remote(ino.0) {
             let opened = guarded(|| self.vfs.open_local(ino.0, write));
-            return self.reply_open(ino.0, opened, reply);
+            return Self::reply_open(&self.passthrough, ino.0, opened, reply);
         }
         let vfs = self.vfs.clone();
         let wait = wait("open", self.vfs.label(ino.0), req);
-        let work = async move { vfs.within_deadline(wait, vfs.open_remote(ino.0, write)).await };
-        self.later(work, |opened| match opened {
-            Ok(o) => reply.opened(FileHandle(o.fh), Self::fopen_flags(&o.open_as)),
-            Err(e) => reply.error(errno(&e)),
-        });
+        let (passthrough, native) = (self.passthrough.clone(), self.passthrough.is_enabled());
+        let work =
+            async move { vfs.within_deadline(wait, vfs.open_remote(ino.0, write, native)).await };
+        self.later(work, move |opened| Self::reply_open(&passthrough, ino.0, opened, reply));
     }
 
     fn read(
@@ -532,7 +534,8 @@ impl Filesystem for Adapter {
             Ok((attr, opened)) => {
                 let (fh, attrs) = (FileHandle(opened.fh), file_attr(&attr));
                 let none = Generation(0);
-                match self.backing(attr.ino, &opened, |file| reply.open_backing(file)) {
+                let register = |file: &File| reply.open_backing(file);
+                match Self::backing(&self.passthrough, attr.ino, &opened, register) {
                     Some(id) => {
                         let flags = FopenFlags::empty();
                         reply.created_passthrough(&ATTR_TTL, &attrs, none, fh, flags, &id);

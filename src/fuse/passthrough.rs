@@ -4,6 +4,10 @@
 //! id, or all go through the daemon. So the first open decides, and its decision lives until the last
 //! descriptor is closed. When the kernel refuses the very first one (no privilege, an old kernel, a stacked
 //! filesystem below), passthrough is off for the whole mount.
+//!
+//! That also holds for direct I/O beside passthrough, which the kernel would allow: a shared mapping of a direct
+//! descriptor puts its inode into the mode of the page cache, unseen from here, and an open in passthrough would
+//! fail then.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,6 +23,8 @@ use parking_lot::Mutex;
 struct Served<Id> {
     /// `None`: through the daemon.
     backing: Option<Arc<Id>>,
+    /// What the kernel reads: held, so that its owner knows.
+    _file: Option<Arc<File>>,
     opens: u32,
 }
 
@@ -55,11 +61,12 @@ impl<Id> Passthrough<Id> {
         self.enabled.load(Ordering::Acquire)
     }
 
-    /// The id for a new descriptor of this inode; `None`: open it the ordinary way.
+    /// The id for a new descriptor of this inode; `None`: open it the ordinary way. Without a file it is in
+    /// passthrough only if others have it open so.
     pub fn attach(
         &self,
         (ino, fh): (u64, u64),
-        file: &Arc<File>,
+        file: Option<&Arc<File>>,
         register: impl FnOnce(&File) -> io::Result<Id>,
     ) -> Option<Arc<Id>> {
         let mut tables = self.tables.lock();
@@ -71,11 +78,11 @@ impl<Id> Passthrough<Id> {
             served.opens += 1;
             return served.backing.clone();
         }
-        let backing =
-            self.is_enabled().then(|| self.try_register(file, !tables.accepted, register));
-        let backing = backing.flatten();
+        let offered = file.filter(|_| self.is_enabled());
+        let backing = offered.and_then(|file| self.try_register(file, !tables.accepted, register));
         tables.accepted |= backing.is_some();
-        tables.by_ino.insert(ino, Served { backing: backing.clone(), opens: 1 });
+        let held = file.filter(|_| backing.is_some()).cloned();
+        tables.by_ino.insert(ino, Served { backing: backing.clone(), _file: held, opens: 1 });
         backing
     }
 
@@ -133,36 +140,54 @@ mod tests {
     #[test]
     fn all_opens_of_an_inode_share_one_id() {
         let table = enabled();
-        assert_eq!(table.attach((1, 1), &file(), |_| Ok(7)).as_deref(), Some(&7));
-        assert_eq!(table.attach((1, 2), &file(), refused).as_deref(), Some(&7));
+        assert_eq!(table.attach((1, 1), Some(&file()), |_| Ok(7)).as_deref(), Some(&7));
+        assert_eq!(table.attach((1, 2), Some(&file()), refused).as_deref(), Some(&7));
         table.detach(1);
-        assert_eq!(table.attach((1, 3), &file(), refused).as_deref(), Some(&7));
+        assert_eq!(table.attach((1, 3), Some(&file()), refused).as_deref(), Some(&7));
         table.detach(2);
         table.detach(3);
-        assert_eq!(table.attach((1, 4), &file(), |_| Ok(8)).as_deref(), Some(&8));
+        assert_eq!(table.attach((1, 4), Some(&file()), |_| Ok(8)).as_deref(), Some(&8));
     }
 
     #[test]
     fn an_inode_that_was_refused_is_not_offered_again_while_it_is_open() {
         let table = enabled();
-        assert!(table.attach((1, 1), &file(), |_| Ok(7)).is_some());
-        assert!(table.attach((2, 2), &file(), refused).is_none());
+        assert!(table.attach((1, 1), Some(&file()), |_| Ok(7)).is_some());
+        assert!(table.attach((2, 2), Some(&file()), refused).is_none());
         assert!(
-            table.attach((2, 3), &file(), |_| Ok(8)).is_none(),
+            table.attach((2, 3), Some(&file()), |_| Ok(8)).is_none(),
             "it is open through the daemon"
         );
         table.detach(2);
-        assert!(table.attach((2, 4), &file(), |_| Ok(8)).is_none());
+        assert!(table.attach((2, 4), Some(&file()), |_| Ok(8)).is_none());
         table.detach(3);
         table.detach(4);
-        assert_eq!(table.attach((2, 5), &file(), |_| Ok(8)).as_deref(), Some(&8));
+        assert_eq!(table.attach((2, 5), Some(&file()), |_| Ok(8)).as_deref(), Some(&8));
+    }
+
+    #[test]
+    fn what_is_open_through_the_daemon_stays_so_until_it_is_closed_and_the_file_is_held_no_longer()
+    {
+        let table = enabled();
+        let whole = file();
+        assert!(table.attach((1, 1), None, refused).is_none());
+        assert!(table.attach((1, 2), Some(&whole), |_| Ok(7)).is_none());
+        table.detach(1);
+        table.detach(2);
+        assert!(table.attach((1, 3), Some(&whole), |_| Ok(7)).is_some());
+        assert!(table.attach((1, 4), None, refused).is_some(), "one id for all");
+        assert_eq!(Arc::strong_count(&whole), 2);
+        table.detach(3);
+        assert_eq!(Arc::strong_count(&whole), 2);
+        table.detach(4);
+        assert_eq!(Arc::strong_count(&whole), 1);
     }
 
     #[test]
     fn a_refusal_of_the_first_file_turns_it_off() {
         let table = enabled();
-        assert!(table.attach((1, 1), &file(), refused).is_none());
+        assert!(table.attach((1, 1), Some(&file()), refused).is_none());
         assert!(!table.is_enabled());
-        assert!(table.attach((2, 2), &file(), |_| Ok(7)).is_none());
+        assert!(table.attach((2, 2), Some(&file()), |_| Ok(7)).is_none());
     }
 }

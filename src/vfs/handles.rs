@@ -46,6 +46,9 @@ pub struct Reading {
 pub enum OpenAs {
     /// Reads and writes go to this local file without the daemon, if the kernel can.
     Passthrough(Arc<File>),
+    /// Of the archive: reads go to this whole local file without the daemon, if there is one, the kernel can and
+    /// nobody has it open otherwise; else each comes to the daemon.
+    Archived(Option<Arc<File>>),
     /// Through the page cache, which stays valid over opens.
     CachedKeep,
     /// Through the page cache.
