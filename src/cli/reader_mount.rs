@@ -60,7 +60,7 @@ pub fn run(args: &MountArgs, cache_dir: &Path) -> Result<(), CliError> {
     let fuse = FuseConfig {
         source,
         threads: usize::from(args.threads),
-        passthrough: false,
+        passthrough: !args.no_passthrough,
         read_only: true,
     };
     let served = serve::serve(vfs, &runtime, &mountpoint, &fuse, &log);
