@@ -199,7 +199,7 @@ impl Shared {
     /// Ends an object: out of the books, its files unlinked, a handle that is out there emptied.
     /// Under the name's lock.
     pub(super) fn give_up(&self, name: Name) {
-        let held = self.ledger.lock().forget(name);
+        let (held, bytes) = self.ledger.lock().forget(name);
         if let Some(object) = held {
             object.give_up();
         }
@@ -208,6 +208,7 @@ impl Shared {
         {
             tracing::warn!(data = %scan::path(&self.dir, name, scan::DATA).display(), error = %e, "cannot remove a cached object");
         }
+        self.ledger.lock().release(bytes);
     }
 
     /// Under the name's lock.
