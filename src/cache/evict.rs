@@ -207,12 +207,7 @@ impl Shared {
     /// Ends an object: out of the books, its files unlinked, a handle that is out there emptied.
     /// Under the name's lock.
     pub(super) fn give_up(&self, name: Name) {
-        let (held, bytes) = {
-            let mut ledger = self.ledger.lock();
-            let bytes = ledger.object_bytes(name);
-            (ledger.forget(name), bytes)
-        };
-        self.unlinked(name, bytes);
+        let (held, bytes) = self.ledger.lock().forget(name);
         if let Some(object) = held {
             object.give_up();
         }
@@ -221,6 +216,8 @@ impl Shared {
         {
             tracing::warn!(data = %scan::path(&self.dir, name, scan::DATA).display(), error = %e, "cannot remove a cached object");
         }
+        self.unlinked(name, bytes);
+        self.ledger.lock().release(bytes);
     }
 
     /// Under the name's lock.

@@ -330,10 +330,13 @@ impl Ledger {
         Some(entry)
     }
 
-    /// Strikes an object; its files are the caller's to remove. The handle, if somebody has one.
-    pub fn forget(&mut self, name: Name) -> Option<Arc<CachedObject>> {
+    /// Strikes an object; its files are the caller's to remove. The handle, if somebody has one, and how many
+    /// bytes stay reserved until the caller releases them: nobody may have the space before it is free.
+    pub fn forget(&mut self, name: Name) -> (Option<Arc<CachedObject>>, u64) {
         self.kept_open.pop(&name);
-        self.strike(name)?.handle.upgrade()
+        let Some(entry) = self.strike(name) else { return (None, 0) };
+        self.reserved_bytes += entry.allocated_bytes;
+        (entry.handle.upgrade(), entry.allocated_bytes)
     }
 
     pub fn aux_found(&mut self, name: Name, allocated_bytes: u64, now_ms: u64) {

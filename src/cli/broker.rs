@@ -202,13 +202,9 @@ fn build(
     let report = tier.recover();
     tracing::info!(?report, "the data directory was read");
 
-    let index = || {
-        let remote = ManifestLog::new(Some(store.clone()), None);
-        ArchiveIndex::new(remote, Some(ManifestLog::new(None, Some(data.manifest()))))
-    };
-    let archive = ArchiveTree::new(index(), reader.clone());
+    let archive = ArchiveTree::new(archive_index(data, &store), reader.clone());
     let control = objects::take_commands(Keeping {
-        index: index(),
+        index: archive_index(data, &store),
         reader: reader.clone(),
         cache: cache.clone(),
         runtime: runtime.handle().clone(),
@@ -226,6 +222,12 @@ fn build(
     let vfs =
         Vfs::new(Some(tree), archive, reader, status.text(), clock.clone(), vfs_config(args)?);
     Ok(Parts { vfs: Arc::new(vfs), tier })
+}
+
+/// What is archived, also while the store is away.
+fn archive_index(data: &DataDir, store: &Store) -> ArchiveIndex {
+    let remote = ManifestLog::new(Some(store.clone()), None);
+    ArchiveIndex::new(remote, Some(ManifestLog::new(None, Some(data.manifest()))))
 }
 
 fn vfs_config(args: &MountArgs) -> Result<VfsConfig, CliError> {
