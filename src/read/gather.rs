@@ -98,7 +98,7 @@ mod tests {
                 gather.push(Bytes::copy_from_slice(piece));
                 if let Some(pieces) = gather.take_blocks() {
                     let bytes = joined(&pieces, pieces.iter().map(Bytes::len).sum());
-                    assert!(bytes.len() % BLOCK == 0 || !gather.wants_more());
+                    assert!(bytes.len().is_multiple_of(BLOCK) || !gather.wants_more());
                     got.extend_from_slice(&bytes);
                 }
             }

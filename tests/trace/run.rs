@@ -268,7 +268,6 @@ fn way_to_mount(random: &mut Random) -> Vec<&'static str> {
     let mut one_of = |all: &[&'static str]| *random.pick(all).unwrap();
     let mut args = vec!["--hot-bytes", one_of(&["1", "1", "1", "400KiB"])];
     args.extend(["--cache-bytes", one_of(&["256KiB", "1MiB", "64MiB"])]);
-    args.extend(["--log-open", one_of(&["cached", "cached", "direct"])]);
     if one_of(&["yes", "yes", "no"]) == "no" {
         args.push("--no-passthrough");
     }

@@ -3,12 +3,7 @@
 //! Invariant: as for every fill, a block gets into the file only after its bytes summed up to the
 //! archived checksum. The pieces are checked and written where they lie: nothing is put together first.
 
-use std::io::IoSlice;
-
 use super::*;
-
-/// Most pieces that one system call takes.
-const SLICES_MAX: usize = 1024;
 
 /// What became of a run of blocks.
 #[derive(Debug, PartialEq, Eq)]
@@ -112,7 +107,7 @@ impl CachedObject {
             return Ok(false);
         }
         let span = self.span(blocks);
-        write_all_vectored(&files.data, pieces, span.start, span.end - span.start)?;
+        write_all(&files.data, pieces, span.start, span.end - span.start)?;
         self.write_entries(files, blocks.clone(), true)?;
         blocks.clone().for_each(|block| self.set_present(block, true));
         Ok(true)
@@ -136,40 +131,13 @@ impl CachedObject {
 }
 
 /// Writes the first `len` bytes of `pieces` at `position`.
-fn write_all_vectored(file: &File, pieces: &[Bytes], position: u64, len: u64) -> io::Result<()> {
+fn write_all(file: &File, pieces: &[Bytes], position: u64, len: u64) -> io::Result<()> {
     let (mut at, end) = (position, position + len);
-    // Bytes of the pieces that are written.
-    let mut done = 0u64;
-    while at < end {
-        let slices = slices_from(pieces, done, end - at);
-        let wrote = match rustix::io::pwritev(file, &slices, at) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => n as u64,
-            Err(rustix::io::Errno::INTR) => 0,
-            Err(e) => return Err(e.into()),
-        };
-        at += wrote;
-        done += wrote;
-    }
-    Ok(())
-}
-
-/// At most `len` bytes of the pieces, without the first `skip`.
-fn slices_from(pieces: &[Bytes], mut skip: u64, mut len: u64) -> Vec<IoSlice<'_>> {
-    let mut slices = Vec::with_capacity(pieces.len().min(SLICES_MAX));
     for piece in pieces {
-        let passed = skip.min(piece.len() as u64) as usize;
-        skip -= passed as u64;
-        let rest = &piece[passed..];
-        let part = &rest[..rest.len().min(usize::try_from(len).unwrap_or(usize::MAX))];
-        if part.is_empty() {
-            continue;
-        }
-        len -= part.len() as u64;
-        slices.push(IoSlice::new(part));
-        if slices.len() == SLICES_MAX || len == 0 {
-            break;
-        }
+        let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+        let part = &piece[..piece.len().min(left)];
+        file.write_all_at(part, at)?;
+        at += part.len() as u64;
     }
-    slices
+    if at < end { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }

@@ -39,7 +39,8 @@ async fn a_damaged_object_is_an_error_for_its_block_and_for_no_other() {
     let after = 3 * BLOCK;
     let got = read(&reader, &source, after as u64, 5 * BLOCK).await.unwrap();
     assert_eq!(got, bytes[after..]);
-    // And once it is mended in the store, it reads.
+    // And once it is mended in the store, it reads: what is on its way still has the old bytes.
+    until(|| reader.inner.flights.objects() == 0).await;
     rig.store.put_overwrite(&source.log_key, bytes.clone()).await.unwrap();
     assert_eq!(read(&reader, &source, 0, bytes.len()).await.unwrap(), bytes);
 }
