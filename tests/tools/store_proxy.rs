@@ -352,8 +352,8 @@ impl Proxy {
             done += got as u64;
             self.stats.bytes_down.fetch_add(got as u64, Ordering::SeqCst);
             let rate = self.settings.connection_bytes_per_second.load(Ordering::SeqCst);
-            if rate > 0 {
-                sleep_until(began + Duration::from_nanos(done * 1_000_000_000 / rate));
+            if let Some(nanos) = (done * 1_000_000_000).checked_div(rate) {
+                sleep_until(began + Duration::from_nanos(nanos));
             }
         }
         Ok(())
