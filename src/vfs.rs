@@ -90,13 +90,16 @@ impl Vfs {
         Self { local, archive, reader, status, clock, config, handles, inflight, patience }
     }
 
-    /// Does what may have to ask the store: shown in `inflight.json` while it lasts, and ended by the deadline.
+    /// Does what may have to ask the store about an inode: shown in `inflight.json` while it lasts, and ended
+    /// by the deadline. Everlog's own files are answered from memory: who looks at them does not wait.
     pub async fn within_deadline<T>(
         &self,
+        ino: u64,
         wait: Wait,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let _ticket = self.inflight.enter(wait);
+        let waits = !matches!(ino, EVERLOG_DIR | STATUS_FILE | INFLIGHT_FILE);
+        let _ticket = waits.then(|| self.inflight.enter(wait));
         let deadline = self.config.deadline;
         let late = VfsError::Deadline { deadline_ms: deadline.as_millis() as u64 };
         tokio::time::timeout(deadline, work).await.unwrap_or(Err(late))

@@ -186,8 +186,9 @@ impl Filesystem for Adapter {
         }
         let (vfs, name) = (self.vfs.clone(), name.to_owned());
         let wait = wait("lookup", self.vfs.label_in(parent.0, &name), req);
-        let work =
-            async move { vfs.within_deadline(wait, vfs.lookup_remote(parent.0, &name)).await };
+        let work = async move {
+            vfs.within_deadline(parent.0, wait, vfs.lookup_remote(parent.0, &name)).await
+        };
         self.later(work, |entry| reply_entry(ARCHIVE_TTL, entry, reply));
     }
 
@@ -201,7 +202,7 @@ impl Filesystem for Adapter {
         }
         let vfs = self.vfs.clone();
         let wait = wait("getattr", self.vfs.label(ino.0), req);
-        let work = async move { vfs.within_deadline(wait, vfs.getattr_remote(ino.0)).await };
+        let work = async move { vfs.within_deadline(ino.0, wait, vfs.getattr_remote(ino.0)).await };
         self.later(work, |a| reply_attr(a, reply));
     }
 
@@ -342,8 +343,9 @@ impl Filesystem for Adapter {
         let vfs = self.vfs.clone();
         let wait = wait("open", self.vfs.label(ino.0), req);
         let (passthrough, native) = (self.passthrough.clone(), self.passthrough.is_enabled());
-        let work =
-            async move { vfs.within_deadline(wait, vfs.open_remote(ino.0, write, native)).await };
+        let work = async move {
+            vfs.within_deadline(ino.0, wait, vfs.open_remote(ino.0, write, native)).await
+        };
         self.later(work, move |opened| Self::reply_open(&passthrough, ino.0, opened, reply));
     }
 
@@ -445,7 +447,7 @@ impl Filesystem for Adapter {
         }
         let vfs = self.vfs.clone();
         let wait = wait("opendir", self.vfs.label(ino.0), req);
-        let work = async move { vfs.within_deadline(wait, vfs.opendir_remote(ino.0)).await };
+        let work = async move { vfs.within_deadline(ino.0, wait, vfs.opendir_remote(ino.0)).await };
         self.later(work, move |fh| answer(fh, reply));
     }
 
