@@ -241,10 +241,11 @@ impl PartitionDir {
         self.logs.lock().keys().filter_map(|n| plain_log_base(n)).any(|b| b < base_offset)
     }
 
-    /// Whether a broker may append to this file: to the newest segment, and to what its cleaner writes.
+    /// Whether a broker may append to this file beside those who read it: to the newest segment. What its
+    /// cleaner writes nobody reads before it is complete.
     #[must_use]
     pub fn is_active(&self, name: &str) -> bool {
-        let Some(base) = plain_log_base(name) else { return true };
+        let Some(base) = plain_log_base(name) else { return false };
         let logs = self.logs.lock();
         logs.keys().rev().find_map(|n| plain_log_base(n)).is_none_or(|newest| newest <= base)
     }
