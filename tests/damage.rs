@@ -62,13 +62,19 @@ impl Made {
         std::fs::read(self.scratch.path().join("plain").join(log_name(base))).unwrap()
     }
 
-    /// The only file of this kind in the cache that is as long as the segment, or the biggest of its kind.
-    fn cache_file(&self, extension: &str) -> PathBuf {
-        let all = files::files_under(&self.scratch.path().join("data/cache"));
-        all.into_iter()
-            .filter(|p| p.extension().is_some_and(|e| e == extension))
-            .max_by_key(|p| p.metadata().unwrap().len())
-            .unwrap()
+    /// The file of this kind in the cache that is of this segment's object: its block map has the object's key.
+    fn cache_file(&self, base: i64, extension: &str) -> PathBuf {
+        let key = format!("/{base:020}.");
+        let is_of_it = |map: &PathBuf| {
+            let bytes = std::fs::read(map).unwrap();
+            bytes.windows(key.len()).any(|text| text == key.as_bytes())
+        };
+        files::files_under(&self.scratch.path().join("data/cache"))
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|e| e == "map"))
+            .find(is_of_it)
+            .expect("the segment is in the cache")
+            .with_extension(extension)
     }
 }
 
@@ -135,7 +141,7 @@ fn a_flipped_byte_in_a_cached_block_is_refetched() {
     let read = |mount: &Mount| std::fs::read(mount.path(&log_name(base))).unwrap();
     assert_eq!(read(&mount), made.plain(base));
     mount.umount();
-    let data = made.cache_file("data");
+    let data = made.cache_file(base, "data");
     flip_byte(&data, 70_000);
     let mount = made.command.start();
     assert_eq!(read(&mount), made.plain(base));
@@ -152,7 +158,7 @@ fn a_flipped_byte_in_a_block_map_is_never_believed() {
     mount.umount();
     // Header, a checksum, a state, the object's key, the header's own checksum.
     for at in [9, 20, 4096, 4100, 4109, 70, 4093] {
-        let map = made.cache_file("map");
+        let map = made.cache_file(base, "map");
         flip_byte(&map, at);
         let mount = made.command.start();
         assert_eq!(
@@ -170,7 +176,7 @@ fn a_cache_that_lost_its_data_in_a_power_cut_costs_a_fetch() {
     let base = made.cold()[0];
     assert_eq!(std::fs::read(mount.path(&log_name(base))).unwrap(), made.plain(base));
     mount.kill9();
-    let data = made.cache_file("data");
+    let data = made.cache_file(base, "data");
     let len = data.metadata().unwrap().len();
     let file = std::fs::File::options().write(true).open(&data).unwrap();
     file.set_len(0).unwrap();
