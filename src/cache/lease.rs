@@ -44,9 +44,12 @@ impl Drop for Check<'_> {
 impl Leases {
     fn begin_check(&self) -> Option<Check<'_>> {
         let mut table = self.table.lock();
-        let free = table.checking < CHECKS_MAX;
-        table.checking += u32::from(free);
-        free.then_some(Check(self))
+        // No check is made that would end at once: its end takes the lock.
+        if table.checking >= CHECKS_MAX {
+            return None;
+        }
+        table.checking += 1;
+        Some(Check(self))
     }
 
     /// What was checked is no longer known to be whole.
@@ -161,6 +164,17 @@ mod tests {
         let mut got = vec![0; SIZE];
         file.read_exact_at(&mut got, 0).unwrap();
         got
+    }
+
+    #[test]
+    fn more_checks_than_may_run_at_once_are_refused_and_not_waited_for() {
+        let leases = Leases::default();
+        let running: Vec<_> = (0..CHECKS_MAX).map(|_| leases.begin_check().unwrap()).collect();
+        assert!(leases.begin_check().is_none());
+        assert!(leases.begin_check().is_none());
+        drop(running);
+        assert!(leases.begin_check().is_some());
+        assert_eq!(leases.table.lock().checking, 0);
     }
 
     #[test]
