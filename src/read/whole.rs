@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{ObjectSource, Reader};
 
 /// An open waits no longer for an object to be checked: the check goes on, and a later open finds it done.
-const WAIT_MAX: Duration = Duration::from_millis(250);
+const WAIT_MAX: Duration = Duration::from_millis(30);
 
 impl Reader {
     /// The object's bytes, every block of them checked in this process's life, as a local file that stays as it
