@@ -249,7 +249,7 @@ impl Fetching<'_> {
         let (mut ready, mut writing, mut failed) = (None::<Arc<CachedObject>>, None, None);
         while self.at < self.end {
             if writing.is_none() {
-                match ready.as_ref().zip(gather.take_blocks_if(ready.is_some())) {
+                match ready.as_ref().and_then(|object| Some((object, gather.take_blocks()?))) {
                     Some((object, pieces)) => writing = Some(self.write(object, pieces)),
                     // Only now: what came before the failure is kept.
                     None => failed.take().map_or(Ok(()), Err)?,

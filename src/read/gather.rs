@@ -38,13 +38,8 @@ impl Gather {
         }
     }
 
-    /// As `take_blocks`, if somebody can take them.
-    pub fn take_blocks_if(&mut self, can: bool) -> Option<Vec<Bytes>> {
-        if can { self.take_blocks() } else { None }
-    }
-
     /// All whole blocks that are here (the answer's last one may be short).
-    fn take_blocks(&mut self) -> Option<Vec<Bytes>> {
+    pub fn take_blocks(&mut self) -> Option<Vec<Bytes>> {
         let whole = match self.left_bytes {
             0 => self.bytes,
             _ => self.bytes / BLOCK_BYTES * BLOCK_BYTES,

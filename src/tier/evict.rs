@@ -59,6 +59,9 @@ pub(super) struct Safety {
     pub committed: Option<i64>,
     pub recovery_point: Option<i64>,
     pub compacted: bool,
+    /// Somebody has it open through the page cache. The log cleaner waits for what is cold, and would hold pages
+    /// meanwhile that others want.
+    pub paged: bool,
 }
 
 /// Whether the segment is a candidate.
@@ -69,7 +72,7 @@ pub(super) fn may_go(s: &Safety, evict_compacted: bool) -> bool {
         && s.archived
         && below(s.committed)
         && below(s.recovery_point)
-        && (evict_compacted || !s.compacted)
+        && (!s.compacted || evict_compacted && !s.paged)
 }
 
 #[cfg(test)]
@@ -140,6 +143,7 @@ mod tests {
             committed: Some(10),
             recovery_point: Some(10),
             compacted: false,
+            paged: true,
         };
         assert!(may_go(&safe, false));
         for protected in [
@@ -154,6 +158,7 @@ mod tests {
         ] {
             assert!(!may_go(&protected, false), "{protected:?}");
         }
-        assert!(may_go(&Safety { compacted: true, ..safe }, true));
+        assert!(may_go(&Safety { compacted: true, paged: false, ..safe }, true));
+        assert!(!may_go(&Safety { compacted: true, ..safe }, true));
     }
 }

@@ -110,10 +110,9 @@ impl Tier {
                 committed,
                 recovery_point,
                 compacted,
+                paged: log.is_paged(),
             };
-            // The log cleaner waits for what is cold, and holds pages meanwhile that it reads through the page cache.
-            let held = compacted && log.is_paged();
-            if held || !may_go(&safety, self.config.evict_compacted) {
+            if !may_go(&safety, self.config.evict_compacted) {
                 continue;
             }
             if let Some(size) = self.sizes.on_disk(&log, self.clock.now_ms()) {

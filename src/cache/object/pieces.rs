@@ -20,12 +20,7 @@ impl CachedObject {
     /// Checks and stores whole blocks from `first_block` on that lie in `pieces`, one after the other;
     /// the object's last block may be short. Whatever comes after a damaged block is left out.
     pub fn fill_pieces(&self, first_block: u64, pieces: &[Bytes]) -> Result<Filled, FillError> {
-        let len: usize = pieces.iter().map(Bytes::len).sum();
-        let blocks = first_block..first_block + block_count(len as u64);
-        let span = self.span(&blocks);
-        if len == 0 || span.end - span.start != len as u64 {
-            return Err(FillError::NotBlocks { first_block, len });
-        }
+        let blocks = self.whole_blocks(first_block, pieces.iter().map(Bytes::len).sum())?;
         let verified_blocks = self.verified(&blocks, pieces);
         let good = first_block..first_block + verified_blocks;
         let damaged = good.end < blocks.end;
@@ -34,6 +29,16 @@ impl CachedObject {
             false => self.keep(&good, pieces).err(),
         };
         Ok(Filled { verified_blocks, damaged, bypassed })
+    }
+
+    /// The blocks that `len` bytes from `first_block` on are, if they are whole ones.
+    fn whole_blocks(&self, first_block: u64, len: usize) -> Result<Range<u64>, FillError> {
+        let blocks = first_block..first_block + block_count(len as u64);
+        let span = self.span(&blocks);
+        if len == 0 || span.end - span.start != len as u64 {
+            return Err(FillError::NotBlocks { first_block, len });
+        }
+        Ok(blocks)
     }
 
     /// How many blocks of `pieces` sum up before one does not.
@@ -116,11 +121,7 @@ impl CachedObject {
     /// All of `data` or nothing.
     #[cfg(test)]
     pub fn fill(&self, first_block: u64, data: &[u8]) -> Result<(), FillError> {
-        let blocks = first_block..first_block + block_count(data.len() as u64);
-        let span = self.span(&blocks);
-        if data.is_empty() || span.end - span.start != data.len() as u64 {
-            return Err(FillError::NotBlocks { first_block, len: data.len() });
-        }
+        let blocks = self.whole_blocks(first_block, data.len())?;
         let pieces = [Bytes::copy_from_slice(data)];
         let good = self.verified(&blocks, &pieces);
         if good < blocks.end - blocks.start {
