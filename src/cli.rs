@@ -12,6 +12,7 @@ mod doctor;
 mod error;
 mod keep;
 mod keeping;
+mod machine;
 mod mountpoint;
 mod objects;
 mod priority;

@@ -8,5 +8,6 @@ mod adapter;
 mod convert;
 mod passthrough;
 mod session;
+mod turns;
 
 pub use session::{FuseConfig, MountError, Session};

@@ -23,6 +23,7 @@ mod jobs;
 mod listener;
 mod once;
 mod overlap;
+mod pace;
 mod plan;
 mod prepare;
 mod recover;
@@ -53,6 +54,7 @@ use tokio::sync::Notify;
 
 pub use error::TierError;
 pub use once::{OnceProgress, OnceReport};
+pub use pace::Pace;
 pub use recover::RecoverReport;
 pub use status::{CountersStatus, Quarantined, SpoolStatus, TierStatus, TopicStatus, Totals};
 pub use versions::KeptCheckpoints;
@@ -71,8 +73,6 @@ pub type Fetch = Arc<
 >;
 /// How many bytes of an archived `.log` lie in the block cache.
 pub type CachedBytes = Arc<dyn Fn(&ObjectKey) -> u64 + Send + Sync>;
-/// Told whether segments have waited for long: whoever runs the tiering may then give it more CPU.
-pub type OnPace = Arc<dyn Fn(bool) + Send + Sync>;
 /// Told once the store has shown or been given its identity; keeps it in the data directory.
 pub type OnIdentity = Arc<dyn Fn(&StoreIdentity) + Send + Sync>;
 
@@ -160,8 +160,8 @@ pub struct TierDeps {
     pub fetch: Option<Fetch>,
     /// For the status.
     pub cached_bytes: Option<CachedBytes>,
-    /// Told at each job that starts.
-    pub on_pace: Option<OnPace>,
+    /// Who knows how busy the machine is and shares its cores out; `None`: archiving never stands back.
+    pub pace: Option<Arc<dyn Pace>>,
 }
 
 /// Numbers since the start of this process.
@@ -204,7 +204,7 @@ pub struct Tier {
     rate: RateLimiter,
     fetch: Option<Fetch>,
     cached_bytes: Option<CachedBytes>,
-    on_pace: Option<OnPace>,
+    pace: Option<Arc<dyn Pace>>,
     identity: identity::Identity,
     chains: chains::Chains,
     /// Chains whose last attempt failed.
@@ -217,6 +217,8 @@ pub struct Tier {
     versions: versions::Versions,
     room: Option<Arc<Room>>,
     sizes: sizes::Sizes,
+    /// An eviction left more on local disk than there is to be: archiving is urgent.
+    crowded: AtomicBool,
     /// When each closed segment was first seen closed, by file, milliseconds; 0: before this process.
     rolled: Mutex<HashMap<u64, u64>>,
     roll_times: Mutex<RollTimes>,
@@ -260,10 +262,11 @@ impl Tier {
             rate,
             fetch: deps.fetch,
             cached_bytes: deps.cached_bytes,
-            on_pace: deps.on_pace,
+            pace: deps.pace,
             holds: holds::Holds::default(),
             fates: Mutex::default(),
             sizes: sizes::Sizes::default(),
+            crowded: AtomicBool::new(false),
             rolled: Mutex::default(),
             roll_times: Mutex::default(),
             status_cache: Mutex::default(),

@@ -55,7 +55,7 @@ pub fn run(args: &ArchiveArgs) -> Result<(), CliError> {
         on_identity: None,
         fetch: None,
         cached_bytes: None,
-        on_pace: None,
+        pace: None,
     };
     let tier = Tier::new(config, deps);
     let progress = |p: &OnceProgress| {

@@ -1,41 +1,49 @@
 //! The threads of all archiving and eviction: they yield to the broker and to the mount while they keep up.
 //!
 //! On a busy machine a closed segment can wait a little, a producer cannot. But archiving must not starve:
-//! once segments wait for long its threads get their full share, until it has caught up.
+//! once segments wait for long its threads get their full share, until it has caught up (`tier::pace`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use parking_lot::Mutex;
 use rustix::process::Pid;
 use tokio::runtime::Runtime;
 
-use super::{CliError, priority};
+use super::CliError;
+use super::machine::Cores;
+use super::priority::{self, Share};
+use crate::tier::Pace;
 
 /// Threads that wait for the store while archiving.
 const WORKERS: usize = 2;
 /// Threads for scanning, hashing and local disk.
 const BLOCKING_THREADS_MAX: usize = 64;
-/// While archiving keeps up: next to nothing of a core that somebody else wants.
-const NICE_KEEPING_UP: i32 = 19;
+/// While archiving keeps up.
+const KEEPING_UP: Share = Share::Leftovers;
 /// While it is behind.
-const NICE_BEHIND: i32 = priority::NORMAL;
-/// For a user who may lower a priority and never raise it again: a tenth of a core that is wanted.
-const NICE_FIXED: i32 = 10;
+const BEHIND: Share = Share::Normal;
+/// For a user who may lower a share and never raise it again.
+const FIXED: Share = Share::Low;
 
-/// Their priority, which changes while they run.
+/// Their share of the cores, which changes while they run.
 pub struct ArchiveThreads {
     adjustable: bool,
-    nice: AtomicI32,
-    threads: Mutex<Vec<Pid>>,
+    cores: Cores,
+    running: Mutex<Running>,
+}
+
+struct Running {
+    share: Share,
+    threads: Vec<Pid>,
 }
 
 impl ArchiveThreads {
     /// A runtime of such threads.
     pub fn runtime() -> Result<(Runtime, Arc<Self>), CliError> {
         let adjustable = priority::is_adjustable();
-        let nice = AtomicI32::new(if adjustable { NICE_KEEPING_UP } else { NICE_FIXED });
-        let all = Arc::new(Self { adjustable, nice, threads: Mutex::default() });
+        let share = if adjustable { KEEPING_UP } else { FIXED };
+        let running = Mutex::new(Running { share, threads: Vec::new() });
+        let all = Arc::new(Self { adjustable, cores: Cores::new(), running });
         let (starts, stops) = (all.clone(), all.clone());
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(WORKERS)
@@ -50,27 +58,33 @@ impl ArchiveThreads {
     }
 
     fn started(&self, thread: Pid) {
-        let mut threads = self.threads.lock();
-        threads.push(thread);
-        priority::set(thread, self.nice.load(Ordering::Acquire));
+        let mut running = self.running.lock();
+        running.threads.push(thread);
+        priority::set(thread, running.share);
     }
 
     fn stopped(&self, thread: Pid) {
-        self.threads.lock().retain(|t| *t != thread);
+        self.running.lock().threads.retain(|t| *t != thread);
     }
+}
 
-    /// Whether segments have waited for long.
-    pub fn set_behind(&self, behind: bool) {
+impl Pace for ArchiveThreads {
+    fn set_behind(&self, behind: bool) {
         if !self.adjustable {
             return;
         }
-        let nice = if behind { NICE_BEHIND } else { NICE_KEEPING_UP };
-        let threads = self.threads.lock();
-        if self.nice.swap(nice, Ordering::AcqRel) == nice {
+        let share = if behind { BEHIND } else { KEEPING_UP };
+        let mut running = self.running.lock();
+        if running.share == share {
             return;
         }
-        tracing::debug!(behind, nice, "archiving changes its pace");
-        threads.iter().for_each(|thread| priority::set(*thread, nice));
+        running.share = share;
+        tracing::debug!(behind, ?share, "archiving changes its pace");
+        running.threads.iter().for_each(|thread| priority::set(*thread, share));
+    }
+
+    fn is_machine_busy(&self) -> bool {
+        self.cores.are_busy()
     }
 }
 
@@ -78,26 +92,26 @@ impl ArchiveThreads {
 mod tests {
     use super::*;
 
-    fn nice_there(runtime: &Runtime) -> i32 {
-        let ask = || rustix::process::getpriority_process(Some(rustix::thread::gettid())).unwrap();
-        runtime.block_on(runtime.spawn_blocking(ask)).unwrap()
+    fn there(runtime: &Runtime) -> (u32, i32) {
+        runtime.block_on(runtime.spawn_blocking(priority::own)).unwrap()
     }
 
     #[test]
     fn its_threads_yield_and_get_their_share_when_they_are_behind() {
         let (runtime, threads) = ArchiveThreads::runtime().unwrap();
-        let here = rustix::process::getpriority_process(None).unwrap();
+        let here = priority::own();
         if !threads.adjustable {
-            assert_eq!(nice_there(&runtime), NICE_FIXED.max(here));
+            assert_eq!(there(&runtime).1, 10.max(here.1));
             return;
         }
-        assert_eq!(nice_there(&runtime), NICE_KEEPING_UP);
+        let leftovers = there(&runtime);
+        assert_ne!(leftovers.0, here.0, "another policy");
         threads.set_behind(true);
-        assert_eq!(nice_there(&runtime), NICE_BEHIND);
+        assert_eq!(there(&runtime), (0, 0));
         threads.set_behind(false);
-        assert_eq!(nice_there(&runtime), NICE_KEEPING_UP);
-        assert_eq!(rustix::process::getpriority_process(None).unwrap(), here, "others keep theirs");
+        assert_eq!(there(&runtime), leftovers);
+        assert_eq!(priority::own(), here, "others keep theirs");
         drop(runtime);
-        assert!(threads.threads.lock().is_empty());
+        assert!(threads.running.lock().threads.is_empty());
     }
 }

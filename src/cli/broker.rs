@@ -20,7 +20,7 @@ use crate::local::{DataDir, Room};
 use crate::manifest::ManifestLog;
 use crate::read::{ReadHint, ReadStreams, Reader};
 use crate::store::{Store, StoreIdentity};
-use crate::tier::{Fetch, OnPace, Tier, TierConfig, TierDeps};
+use crate::tier::{Fetch, Pace, Tier, TierConfig, TierDeps};
 use crate::vfs::{ArchiveIndex, ArchiveTree, LocalTree, Vfs, VfsConfig, log_source};
 
 /// Runs until it is unmounted.
@@ -41,8 +41,7 @@ pub fn run(args: &MountArgs, data: &Path) -> Result<(), CliError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), data = %data.root().display(), store = %store.url(), nofile, "starting a broker mount");
     note_mount(&data, &mountpoint);
 
-    let on_pace: OnPace = Arc::new(move |behind| archive_threads.set_behind(behind));
-    let parts = build(args, &data, store, patterns, (&runtime, on_pace), &clock)?;
+    let parts = build(args, &data, store, patterns, (&runtime, archive_threads), &clock)?;
     let tier = parts.tier.clone();
     let (stop, stopped) = watch::channel(false);
     let engine = archiving.spawn(tier.run(stopped));
@@ -160,7 +159,7 @@ fn build(
     data: &DataDir,
     store: Store,
     (include, exclude): (globset::GlobSet, globset::GlobSet),
-    (runtime, on_pace): (&tokio::runtime::Runtime, OnPace),
+    (runtime, pace): (&tokio::runtime::Runtime, Arc<dyn Pace>),
     clock: &Clock,
 ) -> Result<Parts, CliError> {
     let catalog = Catalog::open(&data.hot(), &data.overlay())
@@ -196,7 +195,7 @@ fn build(
         on_identity: Some(keep_identity(data)),
         fetch: Some(fetch(reader.clone())),
         cached_bytes: Some(Arc::new(move |key| cached.cached_bytes(key))),
-        on_pace: Some(on_pace),
+        pace: Some(pace),
     };
     let tier = Tier::new(config, deps);
     let report = tier.recover();

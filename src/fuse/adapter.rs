@@ -19,8 +19,10 @@ use fuser::{
 use futures::FutureExt as _;
 use tokio::runtime::Handle as Runtime;
 
+use super::FuseConfig;
 use super::convert::{caller, errno, file_attr, file_type, time_change, wait};
 use super::passthrough::Passthrough;
+use super::turns::Turns;
 use crate::catalog::AttrChange;
 use crate::vfs::{AskedMode, Attr, OpenAs, Opened, ReadReply, SetAttr, Vfs, VfsError};
 
@@ -38,6 +40,7 @@ pub struct Adapter {
     syncs: Runtime,
     passthrough: Arc<Passthrough>,
     want_passthrough: bool,
+    turns: Turns,
 }
 
 thread_local! {
@@ -55,8 +58,10 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 impl Adapter {
-    pub fn new(vfs: Arc<Vfs>, runtime: Runtime, syncs: Runtime, want_passthrough: bool) -> Self {
-        Self { vfs, runtime, syncs, passthrough: Arc::default(), want_passthrough }
+    pub fn new(vfs: Arc<Vfs>, runtime: Runtime, syncs: Runtime, config: &FuseConfig) -> Self {
+        let want_passthrough = config.passthrough;
+        let turns = Turns::new(config.threads);
+        Self { vfs, runtime, syncs, passthrough: Arc::default(), want_passthrough, turns }
     }
 
     /// Runs what may wait for the store, then replies.
@@ -180,6 +185,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turns.take();
         if !self.vfs.is_remote(parent.0) {
             let entry = guarded(|| self.vfs.lookup_local(parent.0, name));
             return reply_entry(ENTRY_TTL, entry, reply);
@@ -197,6 +203,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.turns.take();
         if !self.vfs.is_remote(ino.0) {
             return reply_attr(guarded(|| self.vfs.tree(ino.0)?.getattr(ino.0)), reply);
         }
@@ -224,6 +231,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.turns.take();
         let attrs = AttrChange {
             mode: mode.map(|m| m & 0o7777),
             uid,
@@ -237,6 +245,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _turn = self.turns.take();
         use std::os::unix::ffi::OsStrExt as _;
         match guarded(|| self.vfs.tree(ino.0)?.readlink(ino.0)) {
             Ok(target) => reply.data(target.as_os_str().as_bytes()),
@@ -254,6 +263,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turns.take();
         let asked = AskedMode { mode, umask };
         let made =
             guarded(|| self.vfs.tree(parent.0)?.mknod(parent.0, name, asked, rdev, caller(req)));
@@ -269,16 +279,19 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turns.take();
         let asked = AskedMode { mode, umask };
         let made = guarded(|| self.vfs.tree(parent.0)?.mkdir(parent.0, name, asked, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take();
         reply_empty(guarded(|| self.vfs.tree(parent.0)?.unlink(parent.0, name)), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take();
         reply_empty(guarded(|| self.vfs.tree(parent.0)?.rmdir(parent.0, name)), reply);
     }
 
@@ -290,6 +303,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turns.take();
         let made =
             guarded(|| self.vfs.tree(parent.0)?.symlink(parent.0, name, target, caller(req)));
         reply_entry(ENTRY_TTL, made, reply);
@@ -305,6 +319,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         let no_replace = flags == RenameFlags::RENAME_NOREPLACE;
         let exchange = flags == RenameFlags::RENAME_EXCHANGE;
         if !(no_replace || exchange || flags.is_empty()) {
@@ -327,6 +342,7 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _turn = self.turns.take();
         let made = guarded(|| {
             self.vfs.tree(newparent.0)?;
             self.vfs.tree(ino.0)?.link(ino.0, newparent.0, newname)
@@ -335,6 +351,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take();
         let write = writes(flags);
         if !self.vfs.is_remote(ino.0) {
             let opened = guarded(|| self.vfs.open_local(ino.0, write));
@@ -360,6 +377,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.turns.take();
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < size as usize {
                 buffer.resize(size as usize, 0);
@@ -389,6 +407,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _turn = self.turns.take();
         let strip = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match guarded(|| self.vfs.write(fh.0, offset, data, strip)) {
             Ok(()) => reply.written(data.len() as u32),
@@ -404,6 +423,7 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         // Every write was answered with its own outcome: there is nothing left to fail late.
         reply.ok();
     }
@@ -418,6 +438,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         self.passthrough.detach(fh.0);
         self.vfs.release(fh.0);
         reply.ok();
@@ -431,6 +452,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         let vfs = self.vfs.clone();
         self.syncs.spawn_blocking(move || {
             reply_empty(guarded(|| vfs.fsync(fh.0, datasync)), reply);
@@ -438,6 +460,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.turns.take();
         let answer = |fh: Result<u64>, reply: ReplyOpen| match fh {
             Ok(fh) => reply.opened(FileHandle(fh), FopenFlags::empty()),
             Err(e) => reply.error(errno(&e)),
@@ -459,6 +482,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _turn = self.turns.take();
         let listing = match guarded(|| self.vfs.listing(ino.0, fh.0, offset == 0)) {
             Ok(listing) => listing,
             Err(e) => return reply.error(errno(&e)),
@@ -485,6 +509,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         self.vfs.release(fh.0);
         reply.ok();
     }
@@ -497,6 +522,7 @@ impl Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         let vfs = self.vfs.clone();
         self.syncs.spawn_blocking(move || {
             reply_empty(guarded(|| vfs.tree(ino.0)?.sync_dir(ino.0)), reply);
@@ -504,6 +530,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _turn = self.turns.take();
         match guarded(|| self.vfs.statfs()) {
             Ok(Some(s)) => reply.statfs(
                 s.f_blocks,
@@ -530,6 +557,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.turns.take();
         let exclusive = flags & (rustix::fs::OFlags::EXCL.bits() as i32) != 0;
         let asked = AskedMode { mode: mode & 0o7777, umask };
         match guarded(|| self.vfs.create(parent.0, name, asked, exclusive, caller(req))) {
@@ -562,11 +590,13 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         let set = || self.vfs.tree(ino.0)?.set_xattr(ino.0, name, value, flags as u32);
         reply_empty(guarded(set), reply);
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take();
         let value = guarded(|| match self.vfs.attributes(ino.0)? {
             Some(tree) => tree.xattr(ino.0, name),
             None => Err(VfsError::NoAttribute),
@@ -575,6 +605,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _turn = self.turns.take();
         let names = guarded(|| match self.vfs.attributes(ino.0)? {
             Some(tree) => tree.xattr_names(ino.0),
             None => Ok(Vec::new()),
@@ -583,6 +614,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.turns.take();
         reply_empty(guarded(|| self.vfs.tree(ino.0)?.remove_xattr(ino.0, name)), reply);
     }
 
@@ -596,6 +628,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.turns.take();
         let range = (offset, length);
         let done = guarded(|| self.vfs.fallocate(fh.0, mode as u32, range, caller(req)));
         reply_empty(done, reply);
@@ -610,6 +643,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _turn = self.turns.take();
         const SEEK_DATA: i32 = 3;
         const SEEK_HOLE: i32 = 4;
         let hole = match whence {

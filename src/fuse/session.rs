@@ -67,7 +67,7 @@ impl Session {
         }
         fuse.n_threads = Some(config.threads);
         fuse.clone_fd = true;
-        let adapter = Adapter::new(vfs, runtime, syncs, config.passthrough);
+        let adapter = Adapter::new(vfs, runtime, syncs, config);
         let inner = fuser::Session::new(adapter, mountpoint, &fuse).map_err(|source| {
             let remedy = match source.kind() {
                 io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {

@@ -19,6 +19,7 @@ use super::backoff::Backoffs;
 use super::error::TierError;
 use super::identity::needs_operator;
 use super::listener::RUNS_MAX;
+use super::pace::StandBack;
 use super::prepare::{Job, Source};
 use super::rollups::{ROLL_UP_EVERY_MS, ROLL_UP_FIRST_MS};
 use crate::catalog::PartitionDir;
@@ -75,6 +76,7 @@ struct Engine {
     busy: HashSet<ChainId>,
     pending: VecDeque<Arc<PartitionDir>>,
     is_pending: HashSet<u64>,
+    stand_back: StandBack,
     evicting: bool,
     sweeping: bool,
     hydrating: bool,
@@ -141,6 +143,7 @@ impl Engine {
             busy: HashSet::new(),
             pending: VecDeque::new(),
             is_pending: HashSet::new(),
+            stand_back: StandBack::default(),
             evicting: false,
             sweeping: false,
             hydrating: false,
@@ -159,14 +162,27 @@ impl Engine {
     fn tick(&mut self) {
         let now_ms = self.tier.clock.now_ms();
         self.collect_changed(now_ms);
-        self.start_spooled(now_ms);
-        self.start_pending(now_ms);
+        if !self.stands_back(now_ms) {
+            self.start_spooled(now_ms);
+            self.start_pending(now_ms);
+        }
         self.start_listeners(now_ms);
         self.start_sweep(now_ms);
         self.start_eviction(now_ms);
         self.start_hydration(now_ms);
         self.start_keeping(now_ms);
         self.start_rolling_up(now_ms);
+    }
+
+    /// Whether no job is to begin now, because others want the machine.
+    fn stands_back(&mut self, now_ms: u64) -> bool {
+        let Some(pace) = &self.tier.pace else { return false };
+        if self.busy.is_empty() && self.pending.is_empty() {
+            self.stand_back.caught_up();
+            return false;
+        }
+        let busy = pace.is_machine_busy() && !self.tier.crowded.load(Ordering::Relaxed);
+        self.stand_back.stands_back(busy, now_ms)
     }
 
     fn start_rolling_up(&mut self, now_ms: u64) {

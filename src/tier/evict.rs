@@ -36,10 +36,14 @@ impl Budget {
     /// Whether this one is released next. What was really released is to be told to [`Self::released`];
     /// what could not be does not count.
     pub fn wants<K>(&self, candidate: &Candidate<K>) -> bool {
-        let excess = self.hot_bytes_max.is_some_and(|max| self.hot_bytes_now > max);
         let age_ns = self.now_ns.saturating_sub(candidate.mtime_ns);
         let too_old = self.age_ns_max.is_some_and(|max| age_ns > max);
-        candidate.disk_bytes > 0 && (excess || too_old || self.short_bytes > 0)
+        candidate.disk_bytes > 0 && (too_old || self.lacks_room())
+    }
+
+    /// Whether more is on local disk than there is to be.
+    pub fn lacks_room(&self) -> bool {
+        self.hot_bytes_max.is_some_and(|max| self.hot_bytes_now > max) || self.short_bytes > 0
     }
 
     /// So many bytes less are in `hot/`.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Tier;
 use super::evict::{Budget, Candidate, Safety, may_go, oldest_first};
@@ -23,7 +24,9 @@ impl Tier {
     /// A file that fails is left alone for a while and stops no other; the first error is the result.
     pub(super) fn evict_round(&self) -> io::Result<u64> {
         let space = self.settle_space();
+        let short_bytes = space.map_or(0, |s| s.short_bytes());
         if !self.evicts() {
+            self.crowded.store(short_bytes > 0, Ordering::Relaxed);
             return Ok(0);
         }
         let (hot_bytes_now, mut candidates) = self.look_for_candidates();
@@ -32,7 +35,7 @@ impl Tier {
             hot_bytes_max: self.config.hot_bytes,
             age_ns_max: self.config.hot_age_ms.map(|ms| ms.saturating_mul(1_000_000)),
             now_ns: self.clock.now_ns(),
-            short_bytes: space.map_or(0, |s| s.short_bytes()),
+            short_bytes,
         };
         oldest_first(&mut candidates);
         let (mut evicted, mut failed, mut begun) = (0, Ok(()), false);
@@ -64,6 +67,7 @@ impl Tier {
                 Err(error) => failed = failed.and(Err(self.note_not_evicted(log, error))),
             }
         }
+        self.crowded.store(budget.lacks_room(), Ordering::Relaxed);
         if evicted > 0 {
             // What became free: the ballast first.
             self.settle_space();

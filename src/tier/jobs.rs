@@ -5,14 +5,12 @@ use std::sync::Arc;
 use super::Tier;
 use super::fate::Fate;
 use super::holds::SourceId;
+use super::pace::BEHIND_MS;
 use super::plan::{PartitionFacts, Place, SegmentFacts, next_segment};
 use super::prepare::{Job, Source};
 use crate::catalog::{Content, LogFile, PartitionDir, SegmentView};
 use crate::kafka::names::{DirKind, FileKind, Suffix, parse_file};
 use crate::types::ChainId;
-
-/// A segment that waits for longer means that archiving is behind.
-const BEHIND_MS: u64 = 15_000;
 
 /// Whether the cleaner is about to put its results in place: then a segment may have no plain name.
 pub(super) fn is_swapping(dir: &PartitionDir) -> bool {
@@ -151,13 +149,13 @@ impl Tier {
 
     /// Says whether archiving is behind: a segment waits for longer than a busy moment lasts.
     pub(super) fn tell_pace(&self, job: &Job) {
-        let Some(tell) = &self.on_pace else { return };
+        let Some(pace) = &self.pace else { return };
         let since_ms = match &job.source {
             Source::Log { log, .. } => self.rolled.lock().get(&log.id).copied().unwrap_or(0),
             Source::Spooled(entry) => entry.doc.discarded_ms,
         };
         let waited_ms = self.clock.now_ms().saturating_sub(since_ms);
-        tell(since_ms > 0 && waited_ms > BEHIND_MS);
+        pace.set_behind(since_ms > 0 && waited_ms > BEHIND_MS);
     }
 
     pub(super) fn note_roll_time(&self, log_id: u64) {

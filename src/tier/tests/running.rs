@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::world::{Mount, World, name};
 use crate::catalog::Catalog;
 use crate::store::{Fault, FaultHook, StoreErrorKind};
-use crate::tier::{Tier, TierConfig};
+use crate::tier::{Pace, Tier, TierConfig};
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..600 {
@@ -68,6 +68,71 @@ async fn left_alone_it_archives_everything_and_keeps_the_budget() {
         assert_eq!(world.check_archive(n).await.len(), 9);
         assert!(mount.log(n, 900).is_hot(), "the active one");
     }
+}
+
+/// A machine that is as busy as it is told to be.
+#[derive(Default)]
+struct Machine {
+    busy: AtomicBool,
+    asked: AtomicU64,
+    behind: AtomicBool,
+}
+
+impl Pace for Machine {
+    fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
+    }
+
+    fn is_machine_busy(&self) -> bool {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        self.busy.load(Ordering::Relaxed)
+    }
+}
+
+/// A busy machine with one partition of two closed segments, and that it was found busy a few times.
+async fn on_a_busy_machine(world: &mut World) -> (Running, Arc<Machine>) {
+    let machine = Arc::new(Machine::default());
+    machine.busy.store(true, Ordering::Relaxed);
+    world.pace = Some(machine.clone());
+    world.partition("t-0", &[0, 100, 200], 300);
+    world.checkpoints(&[("t-0", 300)]);
+    let running = start(world.mount());
+    let asked = machine.clone();
+    until("asked how busy it is", || asked.asked.load(Ordering::Relaxed) >= 3).await;
+    (running, machine)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_busy_machine_archiving_stands_back_until_it_is_not() {
+    let mut world = World::new();
+    let (running, machine) = on_a_busy_machine(&mut world).await;
+    let tier = running.mount.tier.clone();
+    assert_eq!(tier.counters().archived_segments.get(), 0);
+    machine.busy.store(false, Ordering::Relaxed);
+    until("archived", || tier.status().totals.archived_segments == 2).await;
+    running.stop().await;
+    assert!(!machine.behind.load(Ordering::Relaxed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_machine_that_stays_busy_archiving_stands_back_for_a_while_only() {
+    let mut world = World::new();
+    let (running, _machine) = on_a_busy_machine(&mut world).await;
+    let tier = running.mount.tier.clone();
+    assert_eq!(tier.counters().archived_segments.get(), 0);
+    world.pass(crate::tier::pace::STAND_BACK_MAX_MS);
+    until("archived", || tier.status().totals.archived_segments == 2).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_the_budget_of_local_disk_archiving_does_not_stand_back() {
+    let mut world = World::new();
+    world.config.hot_bytes = Some(1);
+    let (running, _machine) = on_a_busy_machine(&mut world).await;
+    let tier = running.mount.tier.clone();
+    until("evicted", || tier.status().totals.cold_segments == 2).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use crate::manifest::{Chain, ManifestLog};
 use crate::store::{Store, StoreOptions, StoreUrl, names};
 use crate::tier::archive::Done;
 use crate::tier::error::TierError;
-use crate::tier::{Tier, TierConfig, TierDeps};
+use crate::tier::{Pace, Tier, TierConfig, TierDeps};
 use crate::types::{ArchivedSegment, ChainId};
 
 pub const CLUSTER: &str = "q1Sh-9_iQ3eYnLrTrM4B0w";
@@ -26,6 +26,7 @@ pub struct World {
     pub store: Store,
     pub config: TierConfig,
     pub store_id: Option<String>,
+    pub pace: Option<Arc<dyn Pace>>,
     ahead_ms: Arc<AtomicU64>,
 }
 
@@ -63,6 +64,7 @@ impl World {
                 ..TierConfig::default()
             },
             store_id: None,
+            pace: None,
             ahead_ms: Arc::default(),
         };
         std::fs::create_dir_all(world.hot()).unwrap();
@@ -143,7 +145,7 @@ impl World {
             on_identity: None,
             fetch: Some(fetch_from(store)),
             cached_bytes: None,
-            on_pace: None,
+            pace: self.pace.clone(),
         }
     }
 
