@@ -233,33 +233,35 @@ class Table:
 
 def one_round(world, proxy, table, slow):
     local, size = world.local, world.bytes
-    bench.drop_page_cache()
+    bench.drop_page_cache_only(world.work)
     table.add("cold sequential, MB/s", "raw, 1 range", world.raw(proxy, world.objects[:1], 1))
+    bench.drop_page_cache_only(world.work)
     table.add("cold sequential, MB/s", "raw, 8 ranges", world.raw(proxy, world.objects[:1], 8))
+    bench.drop_page_cache_only(world.work)
     table.add("four segments at once, MB/s", "raw, 4 x 4 ranges", world.raw(proxy, world.objects, 4))
     table.add("first byte at 0, ms", "raw", world.raw_first_byte(proxy, 0))
     table.add("first byte in the middle, ms", "raw", world.raw_first_byte(proxy, size // 2))
     for name, make in world.candidates():
         sequential(world, proxy, table, (name, make))
-        bench.drop_page_cache()
+        bench.drop_page_cache_only(world.work)
         with bench.stopping(make(proxy)) as mount:
             table.add("four segments at once, MB/s", name, timed_read(mount.paths()))
             table.add("peak memory with four, MiB", name, bench.peak_mib(mount.process.pid))
             table.add("CPU-s per GB with four", name, bench.cpu_seconds(mount.process.pid) / (4 * size / 1e9))
         if slow:
             small_reads(world, proxy, table, (name, make))
-    bench.drop_page_cache()
+    bench.drop_page_cache_only(world.work)
     table.add("after remount, from the disk cache, MB/s", "local disk", timed_read(local[:1]))
     table.add("again from memory, MB/s", "local disk", timed_read(local[:1]))
 
 
 def sequential(world, proxy, table, candidate):
     name, make = candidate
-    bench.drop_page_cache()
+    bench.drop_page_cache_only(world.work)
     with bench.stopping(make(proxy)) as mount:
         table.add("cold sequential, MB/s", name, timed_read(mount.paths()[:1]))
         table.add("CPU-s per GB, sequential", name, bench.cpu_seconds(mount.process.pid) / (world.bytes / 1e9))
-    bench.drop_page_cache()
+    bench.drop_page_cache_only(world.work)
     before = proxy.stats()[1]
     with bench.stopping(make(proxy, keep=True)) as mount:
         table.add("after remount, from the disk cache, MB/s", name, timed_read(mount.paths()[:1]))
