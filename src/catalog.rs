@@ -98,6 +98,19 @@ impl Catalog {
         self.dirs.read().values().cloned().collect()
     }
 
+    /// Directories of the same topic whose partitions have the next numbers, and then the ones before: those among `max`
+    /// numbers that are here.
+    #[must_use]
+    pub fn beside(&self, dir: &PartitionDir, max: u32) -> Vec<Arc<PartitionDir>> {
+        let tp = dir.tp();
+        let (topic, own) = (tp.topic(), tp.partition());
+        let after = own.saturating_add(1)..own.saturating_add(1).saturating_add(max);
+        let before = own.saturating_sub(max)..own;
+        let dirs = self.dirs.read();
+        let named = |number| dirs.get(&format!("{topic}-{number}")).cloned();
+        after.chain(before.rev()).filter_map(named).take(max as usize).collect()
+    }
+
     /// A directory was made or renamed into the log dir's first level. Others than partitions are ignored.
     pub fn dir_appeared(&self, name: &str) -> io::Result<()> {
         self.add_dir(name, false)

@@ -38,7 +38,7 @@ use flights::{Flight, Flights};
 use outage::Outage;
 use shelf::Shelf;
 pub use streams::ReadStreams;
-use streams::{Expected, Plan, Step};
+use streams::{Ahead, Expected, Plan, Step};
 
 /// Starts of objects that a reader of the one before is about to reach.
 const EXPECTED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);
@@ -285,6 +285,13 @@ impl Reader {
             self.inner.prefetch(source, streams, ahead.clone());
         });
         self.inner.within_deadline(read).await
+    }
+
+    /// Begins to fetch what a broker's first fetch from the object's start will want; nobody waits for it, and it ends when
+    /// the reader of `streams` has gone.
+    pub fn prefetch_start(&self, source: &ObjectSource, streams: &ReadStreams) {
+        let range = Some(0..streams::BROKER_FETCH_BYTES.min(source.size_bytes));
+        self.inner.prefetch(source, streams, Ahead { range, ..Ahead::default() });
     }
 
     /// The source's `.aux`, verified: from memory, the cache or the store.

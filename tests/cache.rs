@@ -256,6 +256,57 @@ fn cold_segments_of_a_broker_mount_are_warmed_and_evicted() {
     mount.umount();
 }
 
+/// Reads the first bytes of a file on a thread that is named so.
+fn read_as(thread: &str, path: PathBuf) {
+    let read = move || {
+        let mut header = [0; 17];
+        File::open(path).unwrap().read_exact_at(&mut header, 0).unwrap();
+    };
+    std::thread::Builder::new().name(thread.to_owned()).spawn(read).unwrap().join().unwrap();
+}
+
+#[test]
+fn a_broker_that_reads_a_partition_from_its_beginning_has_the_others_of_the_topic_fetched() {
+    let scratch = Scratch::new("cache-beside");
+    let store = scratch.file_store("store");
+    let command = MountCommand::broker(scratch.path(), &store).option("--hot-bytes", 1);
+    let mount = command.start();
+    let mut logs = LogDir::new(mount.point(), CLUSTER_ID).index_bytes(4096);
+    for (topic, partition) in [("orders", 0), ("orders", 1), ("orders", 2), ("other", 0)] {
+        let mut log = logs.create(topic, partition);
+        (0..2).for_each(|_| log.fill_segment(MIB));
+        logs.commit(&log);
+        log.close();
+    }
+    wait_until("all to be cold", PATIENCE_S, || {
+        logs.checkpoint();
+        let cold = mount.status()["totals"]["cold_segments"].clone();
+        unless(cold == 8, || format!("{cold}: {}", mount.status()))
+    });
+    drop(logs);
+    mount.umount();
+    // What was written through it was in its page cache.
+    let mount = command.start();
+    let objects = || mount.status()["cache"]["objects"].as_u64().unwrap();
+    let path =
+        |partition: u32, base: i64| mount.path(&format!("orders-{partition}/{base:020}.log"));
+    let [first, second, ..] = bases(&mount.path("orders-1"))[..] else { panic!("two segments") };
+
+    // Not for people's tools, and not from amid a partition.
+    read_as("cat", path(1, first));
+    read_as("data-plane-kafka-request-handler-3", path(1, second));
+    assert_eq!(objects(), 2, "{}", mount.status());
+
+    read_as("data-plane-kafka-request-handler-3", path(2, first));
+    wait_until("the beginning of another partition to be cached", PATIENCE_S, || {
+        unless(objects() == 4, || mount.status().to_string())
+    });
+    let cached = |topic: &str| mount.topic_status(topic)["cached_bytes"].as_u64().unwrap();
+    assert!(cached("orders") > 3 * MIB, "{}", mount.status());
+    assert_eq!(cached("other"), 0);
+    mount.umount();
+}
+
 /// Every call that changes something below the cache directory fails, or none does.
 struct Disk {
     numbers: PathBuf,

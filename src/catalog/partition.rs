@@ -235,6 +235,13 @@ impl PartitionDir {
         views
     }
 
+    /// The lowest segment that Kafka sees.
+    #[must_use]
+    pub fn first_log(&self) -> Option<Arc<LogFile>> {
+        let logs = self.logs.lock();
+        logs.iter().find(|(name, _)| plain_log_base(name).is_some()).map(|(_, log)| log.clone())
+    }
+
     /// Whether a segment with a lower base than this one still has its plain name.
     #[must_use]
     pub fn has_lower_segment(&self, base_offset: i64) -> bool {

@@ -391,3 +391,32 @@ fn a_stub_that_a_failure_left_beside_a_file_goes_with_the_file() {
     world.reopen();
     assert!(world.catalog.dir("a-0").unwrap().log(NAME).is_none(), "it came back");
 }
+
+#[test]
+fn partitions_beside_one_are_those_of_its_topic_with_the_next_numbers_and_then_the_ones_before() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (hot, overlay) = (tmp.path().join("hot"), tmp.path().join("overlay"));
+    for name in [
+        "t-0",
+        "t-1",
+        "t-2",
+        "t-3",
+        "t-9",
+        "t-x-1",
+        "u-2",
+        "t-4.0123456789abcdef0123456789abcdef-delete",
+    ] {
+        std::fs::create_dir_all(hot.join(name)).unwrap();
+    }
+    std::fs::create_dir(&overlay).unwrap();
+    let catalog = Catalog::open(&hot, &overlay).unwrap();
+    let beside = |name: &str, max| -> Vec<String> {
+        let dir = catalog.dir(name).unwrap();
+        catalog.beside(&dir, max).iter().map(|d| d.name()).collect()
+    };
+    assert_eq!(beside("t-1", 8), ["t-2", "t-3", "t-9", "t-0"]);
+    assert_eq!(beside("t-1", 2), ["t-2", "t-3"]);
+    assert_eq!(beside("t-2", 1), ["t-3"]);
+    assert_eq!(beside("t-9", 6), ["t-3"]);
+    assert_eq!(beside("u-2", 8), [""; 0]);
+}

@@ -17,7 +17,7 @@ const STREAMS_MAX: usize = 16;
 /// Requests of one sequential reader may arrive in another order than it made them.
 const DISORDER_BYTES: u64 = 1024 * 1024;
 /// A broker that reads a batch's header asks for up to this much next.
-const BROKER_FETCH_BYTES: u64 = 1024 * 1024;
+pub(super) const BROKER_FETCH_BYTES: u64 = 1024 * 1024;
 /// The window is this many times what was read in one go.
 const WINDOW_FACTOR: u64 = 24;
 /// A reader that began amid an object is taken for a sequential one after this much.

@@ -210,6 +210,9 @@ impl Vfs {
                 return Ok(ReadReply::Filled(n));
             }
         }
+        if offset == 0 {
+            self.expect_beside(log, streams, caller);
+        }
         let (vfs, streams) = (self.clone(), streams.clone());
         let label = log.label();
         let range = Some((offset, buffer.len()));
@@ -222,6 +225,17 @@ impl Vfs {
                 |e| tracing::warn!(file = label, offset, error = %e, "a cold read failed"),
             )
         })))
+    }
+
+    /// A consumer that begins at a partition's beginning wants that of the topic's others, too.
+    fn expect_beside(&self, log: &LogFile, streams: &ReadStreams, caller: Caller) {
+        let Some(local) = &self.local else { return };
+        if !serves_clients(caller) {
+            return;
+        }
+        for source in followers::beside(&local.catalog, log) {
+            self.reader.prefetch_start(&source, streams);
+        }
     }
 
     /// Writes all of `data`. With `strip` the writer has no right to keep set-id bits: they go before.
@@ -343,6 +357,11 @@ async fn read_pieces(
     Ok(out.freeze())
 }
 
+/// Whether it is one of a broker's threads that serve its clients.
+fn serves_clients(caller: Caller) -> bool {
+    inflight::thread_name(caller.tid).is_some_and(|name| patience::serves_clients(&name))
+}
+
 /// A log cleaner is answered when the bytes are there; a thread that serves clients does not wait for long.
 async fn read_archived(
     vfs: &Vfs,
@@ -353,7 +372,7 @@ async fn read_archived(
 ) -> Result<Bytes> {
     let hint = ReadHint { broker: true };
     let reader = &vfs.reader;
-    if inflight::thread_name(caller.tid).is_some_and(|name| patience::serves_clients(&name)) {
+    if serves_clients(caller) {
         let given = || reader.counters().fetched_bytes.load(Ordering::Relaxed);
         let limit = vfs.patience.limit(given());
         let read = tokio::time::timeout(limit, reader.read(source, streams, at, len, hint)).await;
