@@ -16,8 +16,9 @@ use crate::types::ObjectKey;
 const STREAMS_MAX: usize = 16;
 /// Requests of one sequential reader may arrive in another order than it made them.
 const DISORDER_BYTES: u64 = 1024 * 1024;
-/// A broker that reads a batch's header asks for up to this much next.
-pub(super) const BROKER_FETCH_BYTES: u64 = 1024 * 1024;
+/// What a broker that reads a batch's header will want: up to 1 MiB for the consumer's fetch. The kernel reads ahead of
+/// that, and who wants the last page waits for all that was asked for with it.
+pub(super) const BROKER_FETCH_BYTES: u64 = 2 * 1024 * 1024;
 /// The window is this many times what was read in one go.
 const WINDOW_FACTOR: u64 = 24;
 /// A reader that began amid an object is taken for a sequential one after this much.
@@ -296,7 +297,7 @@ mod tests {
     fn a_brokers_header_read_announces_a_whole_fetch() {
         let plan = note(&ReadStreams::default(), 77 << 20, 17, true);
         assert_eq!(plan.demand_end, (77 << 20) + 256 * KIB);
-        assert_eq!(plan.ahead.range, Some((77 << 20) + 17..(77 << 20) + 1024 * KIB));
+        assert_eq!(plan.ahead.range, Some((77 << 20) + 17..(77 << 20) + 2048 * KIB));
     }
 
     #[test]

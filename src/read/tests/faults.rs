@@ -136,7 +136,7 @@ async fn prefetches_that_hang_do_not_delay_a_demand() {
     for mib in (0..24).step_by(3) {
         reader.read(&followed, &streams, mib << 20, 10, broker).await.unwrap();
     }
-    until(|| reader.inner.prefetches.load(Ordering::Relaxed) == 8).await;
+    until(|| reader.inner.prefetches.load(Ordering::Relaxed) >= 8).await;
     until(|| count(&reader.counters().prefetch_fetches) == 3).await;
     let got = read(&reader, &wanted, 5 << 20, 10).await.unwrap();
     assert_eq!(got, bytes[5 << 20..][..10]);
