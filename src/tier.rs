@@ -10,6 +10,7 @@
 mod archive;
 mod backoff;
 mod chains;
+mod cluster;
 mod discard;
 mod engine;
 mod error;
@@ -59,6 +60,7 @@ pub use versions::KeptCheckpoints;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::kafka::names;
 use crate::local::{Extent, Room, Stub};
 use crate::manifest::{Chain, ManifestLog};
 use crate::store::{RateLimiter, Store, StoreIdentity};
@@ -93,6 +95,8 @@ pub struct TierConfig {
     pub exclude: GlobSet,
     /// Shell command that has to agree to each discard.
     pub on_discard: Option<String>,
+    /// Directory of the metadata log of this broker's cluster; `None`: where it is in the log dir, if it is there.
+    pub metadata_log: Option<PathBuf>,
     /// How long that command may take, milliseconds.
     pub on_discard_timeout_ms: u64,
     /// First pause after a failure, milliseconds.
@@ -118,6 +122,7 @@ impl Default for TierConfig {
             include: GlobSet::empty(),
             exclude: GlobSet::empty(),
             on_discard: None,
+            metadata_log: None,
             on_discard_timeout_ms: 60_000,
             retry_backoff_min_ms: 500,
             retry_backoff_max_ms: 30_000,
@@ -212,6 +217,7 @@ pub struct Tier {
     /// Chains whose log dir is in motion: looked at again in a moment.
     delays: backoff::Backoffs,
     holds: holds::Holds,
+    cluster: Arc<cluster::ClusterLog>,
     fates: Mutex<HashMap<u64, fate::FateNote>>,
     spool: spool::Spool,
     versions: versions::Versions,
@@ -239,6 +245,8 @@ impl Tier {
     #[must_use]
     pub fn new(config: TierConfig, deps: TierDeps) -> Arc<Self> {
         let rate = RateLimiter::new(config.upload_bytes_per_s);
+        let in_log_dir = || deps.catalog.hot().join(names::METADATA_LOG);
+        let metadata_log = config.metadata_log.clone().unwrap_or_else(in_log_dir);
         Arc::new(Self {
             backoffs: backoff::Backoffs::new(
                 config.retry_backoff_min_ms,
@@ -253,6 +261,7 @@ impl Tier {
             spool: spool::Spool::new(deps.spool),
             versions: versions::Versions::new(deps.versions),
             room: deps.room,
+            cluster: Arc::new(cluster::ClusterLog::new(metadata_log)),
             config,
             catalog: deps.catalog,
             store: deps.store,
