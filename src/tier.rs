@@ -33,6 +33,7 @@ mod small_files;
 mod space;
 mod spool;
 mod status;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -226,6 +227,7 @@ pub struct Tier {
     /// When each closed segment was first seen closed, by file, milliseconds; 0: before this process.
     rolled: Mutex<HashMap<u64, u64>>,
     roll_times: Mutex<RollTimes>,
+    sums: Mutex<sums::Sums>,
     status_cache: Mutex<Option<(u64, Arc<TierStatus>)>>,
     counters: TierCounters,
     last_error: LastError,
@@ -275,6 +277,7 @@ impl Tier {
             sizes: sizes::Sizes::default(),
             rolled: Mutex::default(),
             roll_times: Mutex::default(),
+            sums: Mutex::default(),
             status_cache: Mutex::default(),
             counters: TierCounters::default(),
             last_error: LastError::default(),

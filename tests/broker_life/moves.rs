@@ -23,8 +23,7 @@ impl Disk {
     fn start(scratch: &Scratch, name: &str, store: &str) -> Self {
         let dir = scratch.dir(name);
         let heard = format!("cat >> {}", dir.join("heard").display());
-        // The broker keeps its metadata log in the first of its log dirs.
-        let metadata_log = scratch.path().join("one/data/hot/__cluster_metadata-0");
+        let metadata_log = scratch.path().join("broker/metadata/__cluster_metadata-0");
         let command = MountCommand::broker(&dir, store)
             .option("--hot-bytes", 0)
             .option("--on-discard", heard)
