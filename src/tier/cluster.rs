@@ -3,13 +3,15 @@
 //! A broker renames a partition's directory in the same way when its topic is deleted and when the partition
 //! moves to another log dir or broker. The difference stands in KRaft's metadata log: the broker acts on
 //! a removal only after it has written it there. So a topic is called deleted only where that log says so,
-//! and moved only where that log, read to its end, made the topic and did not remove it. Else nobody knows.
+//! and moved only where that log, read to its end, made the topic and did not remove it, and was still written to
+//! when the segment went: one that a broker left behind tells nothing of later days. Else nobody knows.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
 
@@ -19,6 +21,8 @@ use crate::types::TopicId;
 
 /// Topics that are remembered, made and removed ones each (16 to 64 MiB of memory at most). With more nobody knows.
 const TOPICS_MAX: usize = 250_000;
+/// A running cluster writes to its log twice a second (`metadata.max.idle.interval.ms`), milliseconds.
+const LIVES_MS: u64 = 10_000;
 /// Read at once; grows to the longest batch.
 const PIECE_BYTES: usize = 1 << 20;
 const PIECE_BYTES_MAX: usize = 32 << 20;
@@ -30,7 +34,7 @@ const WITNESS_BYTES: usize = 61;
 pub(super) enum TopicFate {
     /// The metadata log removed it.
     Deleted,
-    /// The metadata log made it and has not removed it.
+    /// The metadata log made it and has not removed it, and was written to until then.
     Exists,
     /// There is no such log here, it cannot be read, or it does not speak of the topic.
     Unknown,
@@ -45,6 +49,8 @@ struct Read {
     position: u64,
     /// The last bytes before that position: truncated and written anew, they differ.
     witness: Vec<u8>,
+    /// When the last segment was last written to.
+    written_ms: u64,
 }
 
 /// The metadata log of one broker; nothing is read before somebody asks.
@@ -59,8 +65,8 @@ impl ClusterLog {
         Self { dir, read: Mutex::default() }
     }
 
-    /// Reads what is new in the log and answers. Blocking.
-    pub fn fate(&self, topic_id: &TopicId) -> TopicFate {
+    /// Reads what is new in the log and answers for a segment that went at `at_ms`. Blocking.
+    pub fn fate(&self, topic_id: &TopicId, at_ms: u64) -> TopicFate {
         if *topic_id == TopicId::none() {
             return TopicFate::Unknown;
         }
@@ -76,7 +82,8 @@ impl ClusterLog {
         };
         if read.removed.contains(topic_id) {
             TopicFate::Deleted
-        } else if read.made.contains(topic_id) {
+        } else if read.made.contains(topic_id) && read.written_ms.saturating_add(LIVES_MS) >= at_ms
+        {
             TopicFate::Exists
         } else {
             TopicFate::Unknown
@@ -159,6 +166,11 @@ impl Read {
     /// Reads on, to the end of the last segment.
     fn logs(mut self, logs: &[(i64, PathBuf)]) -> io::Result<Self> {
         let from = self.base_offset;
+        if let Some((_, last)) = logs.last() {
+            // Before it is read.
+            let age = last.metadata()?.modified()?.duration_since(UNIX_EPOCH);
+            self.written_ms = age.map_or(0, |age| age.as_millis() as u64);
+        }
         for (base, path) in logs.iter().filter(|(base, _)| *base >= from) {
             if *base != self.base_offset {
                 (self.base_offset, self.position) = (*base, 0);
@@ -229,7 +241,7 @@ mod tests {
     }
 
     fn fates(log: &ClusterLog) -> [TopicFate; 4] {
-        [1, 2, 3, 4].map(|n| log.fate(&TopicId::from_bytes(id(n))))
+        [1, 2, 3, 4].map(|n| log.fate(&TopicId::from_bytes(id(n)), 0))
     }
 
     fn append(path: &Path, bytes: &[u8]) {
@@ -257,7 +269,7 @@ mod tests {
         // The end was never committed, and another controller wrote another.
         std::fs::write(&second, batch(10, &[made("d", id(4))])).unwrap();
         assert_eq!(fates(&log), [Exists, Deleted, Unknown, Exists]);
-        assert_eq!(log.fate(&TopicId::none()), Unknown, "of a topic without an id");
+        assert_eq!(log.fate(&TopicId::none(), 0), Unknown, "of a topic without an id");
     }
 
     #[test]
@@ -271,6 +283,19 @@ mod tests {
         assert_eq!(fates(&log), [Unknown; 4], "something between them is not there");
         append(&snapshot(100), &batch(0, &[made("a", id(1)), made("b", id(2))]));
         assert_eq!(fates(&log), [Exists, Deleted, Unknown, Unknown]);
+    }
+
+    #[test]
+    fn a_log_that_was_left_behind_tells_of_removals_and_not_that_a_topic_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = ClusterLog::new(dir.path().to_owned());
+        let path = dir.path().join(format!("{:020}.log", 0));
+        append(&path, &batch(0, &[made("a", id(1)), made("b", id(2)), removed(id(2))]));
+        let written = path.metadata().unwrap().modified().unwrap();
+        let written_ms = written.duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let fate = |n, at_ms| log.fate(&TopicId::from_bytes(id(n)), at_ms);
+        assert_eq!([fate(1, written_ms + 1_000), fate(1, written_ms + 60_000)], [Exists, Unknown]);
+        assert_eq!(fate(2, written_ms + 60_000), Deleted);
     }
 
     #[test]

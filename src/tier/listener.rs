@@ -113,7 +113,9 @@ impl Tier {
             DiscardReason::PartitionRemoved => {}
         }
         let (cluster, topic_id) = (self.cluster.clone(), entry.doc.topic_id.clone());
-        let looked_up = tokio::task::spawn_blocking(move || cluster.fate(&topic_id)).await;
+        let at_ms = entry.doc.discarded_ms;
+        let look_up = move || cluster.fate(&topic_id, at_ms);
+        let looked_up = tokio::task::spawn_blocking(look_up).await;
         match looked_up.unwrap_or(TopicFate::Unknown) {
             TopicFate::Deleted => Reason::TopicDeleted,
             TopicFate::Exists => Reason::Moved,

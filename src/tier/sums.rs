@@ -19,8 +19,8 @@ use crate::types::ChainId;
 
 /// So long sums are believed at most, milliseconds, and half as long at least: not all at the same moment.
 const SUMS_MS: u64 = 60_000;
-/// Counting the cached bytes of all archived segments takes at most this part of the time.
-const CACHED_BYTES_SHARE: u64 = 100;
+/// Counting the cached bytes of all archived segments takes at most a thousandth of the time.
+const CACHED_BYTES_SHARE: u64 = 1_000;
 
 /// Of one partition directory.
 #[derive(Clone, Debug, Default)]
