@@ -15,6 +15,7 @@ from pathlib import Path
 
 import __main__ as bench
 from bench_cold import BUCKET, CREDENTIALS, Gateway, Proxy
+from bench_shared import prepared
 
 LIGHT = ["--size", "1000", "--acks", "all", "--batch-size", "131072", "--linger-ms", "5", "--light"]
 
@@ -192,11 +193,3 @@ def isolation(args):
         text = "; ".join(f"{state} {statistics.median(v):.1f} ({' '.join(f'{x:.1f}' for x in v)})" for state, v in by.items())
         print(f"  {name:24} {text}; ratio with a replay {statistics.median(a / b for a, b in zip(by['replay'], base)):.2f}")
     shutil.rmtree(work)
-
-
-def prepared(args):
-    bench.run([bench.ROOT / "scripts/setup", "s3"])
-    binary = bench.build(args)
-    if not args.binary:
-        subprocess.run(["cargo", "build", "--release", "-q", "--examples"], cwd=bench.ROOT, check=True)
-    return binary

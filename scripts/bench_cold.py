@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import __main__ as bench
+from bench_shared import prepared
 
 BUCKET = "logs"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "rig", "AWS_SECRET_ACCESS_KEY": "rigsecret", "AWS_REGION": "us-east-1"}
@@ -309,8 +310,7 @@ def make_logs(root, segment_bytes):
 
 
 def cold(args):
-    import bench_broker
-    binary = bench_broker.prepared(args)
+    binary = prepared(args)
     work = Path(args.dir)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

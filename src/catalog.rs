@@ -20,7 +20,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 pub use attr::{AttrChange, NewMode, TimeChange};
-pub use log_file::{Archived, Content, LogFile, LogStat, PagedOpen, Piece};
+pub use log_file::{Archived, Content, LogFile, LogStat, PagedOpen, Piece, counted_changes};
 pub use partition::{PartitionDir, SegmentView, is_log_like, plain_log_base};
 
 use crate::failpoint;

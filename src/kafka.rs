@@ -2,11 +2,13 @@
 //!
 //! Everything that Everlog believes about a file that a broker wrote is decided here, once, so that
 //! the layers above speak of topic-partitions, offsets and batches and never of text or bytes.
-//! Nothing here decodes records: a filesystem needs headers and checksums only.
+//! Nothing here decodes anybody's records: a filesystem needs headers and checksums only. The exception is
+//! KRaft's own log, which says what became of a topic (`metadata`).
 
 pub mod batch;
 pub mod checkpoint;
 pub mod index;
+pub mod metadata;
 pub mod names;
 pub mod properties;
 pub mod scan;

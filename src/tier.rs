@@ -10,6 +10,7 @@
 mod archive;
 mod backoff;
 mod chains;
+mod cluster;
 mod discard;
 mod engine;
 mod error;
@@ -33,6 +34,7 @@ mod small_files;
 mod space;
 mod spool;
 mod status;
+mod sums;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -61,6 +63,7 @@ pub use versions::KeptCheckpoints;
 
 use crate::catalog::Catalog;
 use crate::clock::Clock;
+use crate::kafka::names;
 use crate::local::{Extent, Room, Stub};
 use crate::manifest::{Chain, ManifestLog};
 use crate::store::{RateLimiter, Store, StoreIdentity};
@@ -93,6 +96,8 @@ pub struct TierConfig {
     pub exclude: GlobSet,
     /// Shell command that has to agree to each discard.
     pub on_discard: Option<String>,
+    /// Directory of the metadata log of this broker's cluster; `None`: where it is in the log dir, if it is there.
+    pub metadata_log: Option<PathBuf>,
     /// How long that command may take, milliseconds.
     pub on_discard_timeout_ms: u64,
     /// First pause after a failure, milliseconds.
@@ -118,6 +123,7 @@ impl Default for TierConfig {
             include: GlobSet::empty(),
             exclude: GlobSet::empty(),
             on_discard: None,
+            metadata_log: None,
             on_discard_timeout_ms: 60_000,
             retry_backoff_min_ms: 500,
             retry_backoff_max_ms: 30_000,
@@ -212,6 +218,7 @@ pub struct Tier {
     /// Chains whose log dir is in motion: looked at again in a moment.
     delays: backoff::Backoffs,
     holds: holds::Holds,
+    cluster: Arc<cluster::ClusterLog>,
     fates: Mutex<HashMap<u64, fate::FateNote>>,
     spool: spool::Spool,
     versions: versions::Versions,
@@ -222,6 +229,7 @@ pub struct Tier {
     /// When each closed segment was first seen closed, by file, milliseconds; 0: before this process.
     rolled: Mutex<HashMap<u64, u64>>,
     roll_times: Mutex<RollTimes>,
+    sums: Mutex<sums::Sums>,
     status_cache: Mutex<Option<(u64, Arc<TierStatus>)>>,
     counters: TierCounters,
     last_error: LastError,
@@ -241,6 +249,8 @@ impl Tier {
     #[must_use]
     pub fn new(config: TierConfig, deps: TierDeps) -> Arc<Self> {
         let rate = RateLimiter::new(config.upload_bytes_per_s);
+        let in_log_dir = || deps.catalog.hot().join(names::METADATA_LOG);
+        let metadata_log = config.metadata_log.clone().unwrap_or_else(in_log_dir);
         Arc::new(Self {
             backoffs: backoff::Backoffs::new(
                 config.retry_backoff_min_ms,
@@ -255,6 +265,7 @@ impl Tier {
             spool: spool::Spool::new(deps.spool),
             versions: versions::Versions::new(deps.versions),
             room: deps.room,
+            cluster: Arc::new(cluster::ClusterLog::new(metadata_log)),
             config,
             catalog: deps.catalog,
             store: deps.store,
@@ -269,6 +280,7 @@ impl Tier {
             crowded: AtomicBool::new(false),
             rolled: Mutex::default(),
             roll_times: Mutex::default(),
+            sums: Mutex::default(),
             status_cache: Mutex::default(),
             counters: TierCounters::default(),
             last_error: LastError::default(),

@@ -5,7 +5,9 @@
 //! changes names on disk (rename, unlink, evict); `state` guards the in-memory truth and is never held
 //! across a sync of an eviction, so a read does not wait behind one. Lock order: `place`, then `state`.
 
+mod archived;
 mod attrs;
+mod counted;
 mod paged;
 mod space;
 
@@ -17,7 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+pub use archived::Archived;
 pub use attrs::LogStat;
+use counted::Counted;
+pub use counted::counted_changes;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::attr::{AttrChange, TimeChange};
@@ -72,22 +77,13 @@ pub struct LogFile {
     place: Mutex<()>,
     state: RwLock<State>,
     mutations: AtomicU64,
+    /// Somebody keeps a sum that contains its size.
+    counted: Counted,
     paged_opens: AtomicU32,
     /// It may have set-id bits; false only when it is known to have none.
     set_id: AtomicBool,
     /// The archived content that equals this file's, if it has been archived.
     archived: RwLock<Option<Arc<Archived>>>,
-}
-
-/// Proof that this content is in the archive, made durable locally before it is set here.
-#[derive(Clone, Debug)]
-pub struct Archived {
-    /// Of the archived content: what an eviction writes.
-    pub stub: Stub,
-    /// The file's count of mutations when its bytes were read.
-    pub mutations: u64,
-    /// Bytes were compared in this process; else only size and time were, and eviction compares first.
-    pub compared: bool,
 }
 
 pub(super) fn broken(why: &str) -> io::Error {
@@ -111,6 +107,7 @@ impl LogFile {
             place: Mutex::new(()),
             state: RwLock::new(state),
             mutations: AtomicU64::new(0),
+            counted: Counted::default(),
             paged_opens: AtomicU32::new(0),
             set_id: AtomicBool::new(true),
             archived: RwLock::new(None),
@@ -160,22 +157,6 @@ impl LogFile {
     #[must_use]
     pub fn mutations(&self) -> u64 {
         self.mutations.load(Ordering::Acquire)
-    }
-
-    /// The archived content that still equals this file's.
-    #[must_use]
-    pub fn archived(&self) -> Option<Arc<Archived>> {
-        self.archived.read().clone().filter(|a| a.mutations == self.mutations())
-    }
-
-    /// Notes that `archived` is durable in the archive and locally.
-    pub fn set_archived(&self, archived: Archived) {
-        *self.archived.write() = Some(Arc::new(archived));
-    }
-
-    /// Forgets that it was archived: a comparison found other bytes.
-    pub fn forget_archived(&self) {
-        *self.archived.write() = None;
     }
 
     /// Notes one more open descriptor. Opens the local file if there is one and none was open. On a disk that has become
@@ -326,7 +307,8 @@ impl LogFile {
     fn mutating<T>(&self, change: impl FnOnce() -> T) -> T {
         self.mutations.fetch_add(1, Ordering::AcqRel);
         let done = change();
-        self.mutations.fetch_add(1, Ordering::AcqRel);
+        self.mutations.fetch_add(1, Ordering::SeqCst);
+        self.counted.changed();
         done
     }
 
@@ -370,7 +352,9 @@ impl LogFile {
         let (dir, name) = self.place();
         failpoint::disk("recover.stub.mend")?;
         stub.write(&dir.pin()?.path(&name))?;
-        self.state.write().content = Content::Cold(Arc::new(stub));
+        let mut s = self.state.write();
+        s.content = Content::Cold(Arc::new(stub));
+        s.dir.touch();
         Ok(())
     }
 
@@ -410,6 +394,7 @@ impl LogFile {
                 return Ok(false);
             }
             s.stub_beside = false;
+            s.dir.touch();
             std::mem::replace(&mut s.content, Content::Cold(Arc::new(stub)))
         };
         let removed = failpoint::disk("evict.unlink").and_then(|()| std::fs::remove_file(&path));
@@ -417,6 +402,7 @@ impl LogFile {
             // The file is there still, and where both are it wins.
             let mut s = self.state.write();
             (s.content, s.stub_beside) = (before, true);
+            s.dir.touch();
             drop(s);
             self.drop_stub_beside(&path)?;
             return Err(e);
@@ -481,6 +467,7 @@ impl LogFile {
         failpoint::disk("hydrate.rename")?;
         std::fs::rename(staged, &path)?;
         s.content = Content::Hot((s.opens > 0).then(|| Arc::new(file)));
+        s.dir.touch();
         (s.stub_beside, s.stub_behind) = (true, false);
         drop(s);
         failpoint::disk("hydrate.names.sync")?;

@@ -43,6 +43,7 @@ pub struct PartitionDir {
     logs: Mutex<BTreeMap<String, Arc<LogFile>>>,
     facts: Mutex<Facts>,
     changed: AtomicBool,
+    revision: AtomicU64,
     /// Watermark checkpoints seen when the directory appeared; `None`: it is as old as the checkpoint.
     pub(super) appeared_at_rewrite: Option<u64>,
 }
@@ -85,6 +86,7 @@ impl PartitionDir {
             logs: Mutex::default(),
             facts: Mutex::default(),
             changed: AtomicBool::new(true),
+            revision: AtomicU64::new(0),
             appeared_at_rewrite,
         }
     }
@@ -195,8 +197,21 @@ impl PartitionDir {
         self.changed.swap(false, Ordering::AcqRel)
     }
 
+    /// Another number after each change of a name, a place or a state of one of its files. For bytes see
+    /// [`LogFile::set_counted`].
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// What is counted over its files has changed, and no plan needs to look.
+    pub fn touch(&self) {
+        self.revision.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// A plan should look again.
     pub fn mark_changed(&self) {
+        self.touch();
         self.changed.store(true, Ordering::Release);
     }
 

@@ -105,6 +105,9 @@ pub struct MountArgs {
     /// Shell command that must agree (exit 0) before a discarded segment's bytes are released
     #[arg(long, value_name = "COMMAND", conflicts_with = "cache")]
     pub on_discard: Option<String>,
+    /// Directory __cluster_metadata-0 of the broker, if it is not in this mount: tells --on-discard moved partitions from deleted ones
+    #[arg(long, value_name = "DIR", conflicts_with = "cache")]
+    pub metadata_log: Option<PathBuf>,
     /// A cold read is answered within this time, if need be with an error
     #[arg(long, value_name = "TIME", value_parser = units::duration, default_value = "25s")]
     pub read_deadline: Duration,

@@ -1,6 +1,6 @@
 //! A broker mount: a log dir on local disk whose closed segments move to the store.
 
-use std::path::Path;
+use std::path::{Path, absolute};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -177,6 +177,12 @@ fn build(
         include,
         exclude,
         on_discard: args.on_discard.clone(),
+        metadata_log: args
+            .metadata_log
+            .as_deref()
+            .map(absolute)
+            .transpose()
+            .map_err(CliError::failed)?,
         evict_compacted: args.evict_compacted,
         forget_archived_pages: true,
         ..TierConfig::default()

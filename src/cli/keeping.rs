@@ -150,7 +150,7 @@ impl Keeping {
             outcome.cached_bytes = before + source.size_bytes;
         }
         // What came first may have had to go again for the rest: then it is too much at once.
-        let left: u64 = sources.iter().map(|s| self.missing_bytes(s)).sum();
+        let left: u64 = sources.iter().map(|s| bytes_of(&self.missing_runs(s), s)).sum();
         outcome.cached_bytes = bytes.saturating_sub(left);
         if left > 0 {
             return Err(format!(
@@ -169,13 +169,6 @@ impl Keeping {
         }
     }
 
-    fn missing_bytes(&self, source: &ObjectSource) -> u64 {
-        let bytes = |run: &std::ops::Range<u64>| {
-            (run.end * BLOCK_BYTES).min(source.size_bytes) - run.start * BLOCK_BYTES
-        };
-        self.missing_runs(source).iter().map(bytes).sum()
-    }
-
     /// The one place that fetches: through the reader, in pieces.
     async fn warm_one(
         &self,
@@ -187,8 +180,7 @@ impl Keeping {
         let before = outcome.cached_bytes;
         for round in 0..ROUNDS_MAX {
             let missing = self.missing_runs(source);
-            let missing_bytes = self.missing_bytes(source);
-            outcome.cached_bytes = before + source.size_bytes - missing_bytes;
+            outcome.cached_bytes = before + source.size_bytes - bytes_of(&missing, source);
             if !progress(outcome) {
                 return Err("nobody waits for it any more".to_owned());
             }
@@ -250,6 +242,14 @@ impl Keeping {
         let (changed_pins, pinned_bytes) = (unpinned.changed_objects, unpinned.bytes);
         Ok(Outcome { changed_pins, pinned_bytes, ..Outcome::default() })
     }
+}
+
+/// Bytes of runs of an object's blocks, of which the last may be short.
+fn bytes_of(runs: &[std::ops::Range<u64>], source: &ObjectSource) -> u64 {
+    let bytes = |run: &std::ops::Range<u64>| {
+        (run.end * BLOCK_BYTES).min(source.size_bytes) - run.start * BLOCK_BYTES
+    };
+    runs.iter().map(bytes).sum()
 }
 
 #[cfg(test)]

@@ -26,6 +26,9 @@ pub const LOCK: &str = ".lock";
 /// Ends the name under which a checkpoint is written before it is renamed into place.
 pub const TMP_SUFFIX: &str = ".tmp";
 
+/// Directory of KRaft's own log.
+pub const METADATA_LOG: &str = "__cluster_metadata-0";
+
 /// The topic of KRaft's own log, whose segments are not a topic's data.
 #[must_use]
 pub fn is_internal_metadata(topic: &str) -> bool {

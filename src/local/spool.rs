@@ -26,8 +26,10 @@ const RELEASED: &str = "released.json";
 pub enum DiscardReason {
     /// Retention, or DeleteRecords.
     Retention,
-    /// The topic or partition was deleted.
-    TopicDeleted,
+    /// The partition's directory was given up: its topic was deleted, or it moved to another log dir or broker.
+    /// Before this was told apart it was written `topic_deleted`.
+    #[serde(alias = "topic_deleted")]
+    PartitionRemoved,
 }
 
 /// What an entry's document says.
@@ -242,6 +244,13 @@ mod tests {
             object_base_offset: None,
             compacted: false,
         }
+    }
+
+    #[test]
+    fn what_was_called_a_deleted_topic_may_have_been_a_move() {
+        let read: DiscardReason = serde_json::from_str("\"topic_deleted\"").unwrap();
+        assert_eq!(read, DiscardReason::PartitionRemoved);
+        assert_eq!(serde_json::to_string(&read).unwrap(), "\"partition_removed\"");
     }
 
     #[test]

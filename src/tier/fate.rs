@@ -1,7 +1,7 @@
 //! Why Kafka gives a `.log` up, told from names alone, and what is then still owed to whom.
 //!
 //! Kafka says nothing; but retention takes a prefix, truncation a suffix, compaction leaves a new file
-//! in its place, and a deleted topic's directory has another name (`kafka-facts`, retention and deletion).
+//! in its place, and the directory of a deleted topic, or of a partition that moved, has another name (`kafka-facts`, retention and deletion).
 
 use crate::kafka::names::{DirKind, FileKind, Suffix, parse_file};
 use crate::local::spool::DiscardReason;
@@ -11,8 +11,8 @@ use crate::local::spool::DiscardReason;
 pub(super) enum Fate {
     /// Retention or DeleteRecords: a prefix of the log.
     Retention,
-    /// The topic or partition was deleted.
-    TopicDeleted,
+    /// The partition's directory was given up, by a deletion or a move.
+    PartitionRemoved,
     /// Divergent or damaged: a suffix of the log.
     Truncation,
     /// The cleaner has written its successor.
@@ -90,7 +90,7 @@ pub(super) enum Discard {
 pub(super) fn of_unlink(facts: &DiscardFacts) -> (Fate, Option<i64>) {
     match (facts.dir, facts.suffix) {
         (_, Suffix::Cleaned | Suffix::Swap) => (Fate::Other, None),
-        (DirKind::Deleted, Suffix::None | Suffix::Deleted) => (Fate::TopicDeleted, None),
+        (DirKind::Deleted, Suffix::None | Suffix::Deleted) => (Fate::PartitionRemoved, None),
         (DirKind::Live, Suffix::Deleted) => match facts.note {
             Some(note) => (note.fate, note.next_base),
             None => (Fate::Other, None),
@@ -106,15 +106,15 @@ pub(super) fn decide(facts: &DiscardFacts) -> Discard {
     let (fate, end_offset) = of_unlink(facts);
     let reason = match fate {
         Fate::Retention => DiscardReason::Retention,
-        Fate::TopicDeleted => DiscardReason::TopicDeleted,
+        Fate::PartitionRemoved => DiscardReason::PartitionRemoved,
         Fate::Truncation | Fate::Compaction | Fate::Other => return Discard::Release,
     };
     let committed = facts.archived
         || match (end_offset, facts.committed) {
             (Some(end), Some(committed)) => end <= committed,
-            // The last segment of a deleted topic: the archive's scan finds its end.
+            // The last segment of a removed partition: the archive's scan finds its end.
             (None, Some(committed)) => {
-                reason == DiscardReason::TopicDeleted && facts.base_offset < committed
+                reason == DiscardReason::PartitionRemoved && facts.base_offset < committed
             }
             (_, None) => false,
         };
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_topics_segments_are_kept_and_the_scan_finds_their_end() {
+    fn a_removed_partitions_segments_are_kept_and_the_scan_finds_their_end() {
         let f = DiscardFacts {
             dir: DirKind::Deleted,
             suffix: Suffix::None,
@@ -236,7 +236,7 @@ mod tests {
             committed: Some(50),
             ..facts()
         };
-        let reason = DiscardReason::TopicDeleted;
+        let reason = DiscardReason::PartitionRemoved;
         let expected = Discard::Keep { reason, end_offset: None, archive: true, listener: false };
         assert_eq!(decide(&f), expected);
         assert_eq!(decide(&DiscardFacts { committed: Some(0), ..f }), Discard::Release);

@@ -4,6 +4,7 @@
 //! when the file changes, the hold no longer counts.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -42,11 +43,20 @@ pub(super) struct Hold {
     pub label: String,
 }
 
-/// All holds.
+/// All holds, and how often they changed.
 #[derive(Debug, Default)]
-pub(super) struct Holds(Mutex<HashMap<SourceId, Hold>>);
+pub(super) struct Holds(Mutex<HashMap<SourceId, Hold>>, AtomicU64);
 
 impl Holds {
+    /// Another number after each change.
+    pub fn revision(&self) -> u64 {
+        self.1.load(Ordering::Acquire)
+    }
+
+    fn changed(&self) {
+        self.1.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Holds a segment; logs it unless it was held for the same reason before.
     pub fn put(&self, id: SourceId, hold: Hold) {
         let mut holds = self.0.lock();
@@ -64,6 +74,7 @@ impl Holds {
             }
         }
         holds.insert(id, hold);
+        self.changed();
     }
 
     /// Why this content of the file is held.
@@ -73,7 +84,9 @@ impl Holds {
 
     /// The file is gone or fine.
     pub fn forget(&self, id: &SourceId) {
-        self.0.lock().remove(id);
+        if self.0.lock().remove(id).is_some() {
+            self.changed();
+        }
     }
 
     /// A segment was archived: what was held behind it in the log dir is judged again. It may have contradicted a history that
@@ -85,7 +98,7 @@ impl Holds {
                 && h.chain == *chain
                 && h.base_offset > base_offset
         };
-        self.0.lock().retain(|id, hold| !lifted(id, hold));
+        self.retain_those(|id, hold| !lifted(id, hold));
     }
 
     /// The file moved into the spool: its hold moves along.
@@ -94,12 +107,22 @@ impl Holds {
         if let Some(mut hold) = holds.remove(from) {
             hold.mutations = 0;
             holds.insert(to, hold);
+            self.changed();
         }
     }
 
     /// Forgets those that the caller does not know any more.
     pub fn retain(&self, keep: impl Fn(&SourceId) -> bool) {
-        self.0.lock().retain(|id, _| keep(id));
+        self.retain_those(|id, _| keep(id));
+    }
+
+    fn retain_those(&self, keep: impl Fn(&SourceId, &Hold) -> bool) {
+        let mut holds = self.0.lock();
+        let before = holds.len();
+        holds.retain(|id, hold| keep(id, hold));
+        if holds.len() < before {
+            self.changed();
+        }
     }
 
     /// All of them, by chain and offset.

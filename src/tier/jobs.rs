@@ -143,7 +143,10 @@ impl Tier {
     pub(super) fn note_rolls(&self, dir: &PartitionDir, now_ms: u64) {
         let mut rolled = self.rolled.lock();
         for segment in dir.segments().iter().filter(|s| s.next_base.is_some()) {
-            rolled.entry(segment.log.id).or_insert(now_ms);
+            rolled.entry(segment.log.id).or_insert_with(|| {
+                dir.touch();
+                now_ms
+            });
         }
     }
 

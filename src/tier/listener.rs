@@ -7,12 +7,27 @@ use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
 use super::Tier;
+use super::cluster::TopicFate;
 use crate::kafka::names::{FileKind, file_name};
 use crate::local::spool::{DiscardReason, SpoolEntry};
 use crate::store::names as object_names;
 
 /// Runs at the same time.
 pub(super) const RUNS_MAX: usize = 4;
+
+/// Why the segment goes; nothing is claimed that is not known.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Reason {
+    /// Retention, or DeleteRecords.
+    Retention,
+    /// The cluster's metadata log has removed the topic.
+    TopicDeleted,
+    /// The partition's directory was given up, and the topic exists: it is in another log dir or on other brokers.
+    Moved,
+    /// The partition's directory was given up, and nothing tells why.
+    PartitionRemoved,
+}
 
 /// What the command reads on its standard input: one line of JSON.
 #[derive(Serialize)]
@@ -28,7 +43,7 @@ struct Event<'a> {
     size_bytes: u64,
     mtime_ms: u64,
     discarded_ms: u64,
-    reason: DiscardReason,
+    reason: Reason,
     /// The bytes on local disk; null when they had been evicted.
     path: Option<String>,
     /// Below the mount.
@@ -60,7 +75,9 @@ impl Tier {
 
     async fn run_listener(&self, command: &str, entry: &SpoolEntry) -> std::io::Result<bool> {
         crate::failpoint::disk("spool.ask")?;
-        let mut event = serde_json::to_vec(&self.event(entry)).map_err(std::io::Error::other)?;
+        let reason = self.reason(entry).await;
+        let mut event =
+            serde_json::to_vec(&self.event(entry, reason)).map_err(std::io::Error::other)?;
         event.push(b'\n');
         let mut child = tokio::process::Command::new("sh")
             .args(["-c", command])
@@ -89,7 +106,24 @@ impl Tier {
         }
     }
 
-    fn event<'a>(&self, entry: &'a SpoolEntry) -> Event<'a> {
+    /// Looked up when the command is asked, not when Kafka unlinks: that must not wait for another log's bytes.
+    async fn reason(&self, entry: &SpoolEntry) -> Reason {
+        match entry.doc.reason {
+            DiscardReason::Retention => return Reason::Retention,
+            DiscardReason::PartitionRemoved => {}
+        }
+        let (cluster, topic_id) = (self.cluster.clone(), entry.doc.topic_id.clone());
+        let at_ms = entry.doc.discarded_ms;
+        let look_up = move || cluster.fate(&topic_id, at_ms);
+        let looked_up = tokio::task::spawn_blocking(look_up).await;
+        match looked_up.unwrap_or(TopicFate::Unknown) {
+            TopicFate::Deleted => Reason::TopicDeleted,
+            TopicFate::Exists => Reason::Moved,
+            TopicFate::Unknown => Reason::PartitionRemoved,
+        }
+    }
+
+    fn event<'a>(&self, entry: &'a SpoolEntry, reason: Reason) -> Event<'a> {
         let doc = &entry.doc;
         let chain = doc.chain();
         let base = doc.object_base_offset.unwrap_or(doc.base_offset);
@@ -106,7 +140,7 @@ impl Tier {
             size_bytes: doc.size_bytes,
             mtime_ms: doc.mtime_ns / 1_000_000,
             discarded_ms: doc.discarded_ms,
-            reason: doc.reason,
+            reason,
             path: path.exists().then(|| path.display().to_string()),
             archive_path: doc
                 .upload_id

@@ -37,6 +37,12 @@ struct Known {
     looked_ms: u64,
 }
 
+impl Known {
+    fn is_settled(&self) -> bool {
+        self.looked_ms.saturating_sub(self.since_ms) > BLOCKS_SETTLE_MS
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Sizes {
     known: Mutex<HashMap<u64, Known>>,
@@ -59,8 +65,13 @@ impl Sizes {
 
     /// The same with the blocks of this moment.
     pub fn on_disk(&self, log: &LogFile, now_ms: u64) -> Option<Size> {
-        let settled = |k: &Known| k.looked_ms.saturating_sub(k.since_ms) > BLOCKS_SETTLE_MS;
-        self.look(log, now_ms, settled)
+        self.look(log, now_ms, Known::is_settled)
+    }
+
+    /// Whether [`Self::on_disk`] remembers what the file occupies for as long as nobody changes it.
+    pub fn is_settled(&self, log: &LogFile) -> bool {
+        let known = self.known.lock();
+        known.get(&log.id).is_some_and(|k| k.mutations == log.mutations() && k.is_settled())
     }
 
     fn look(&self, log: &LogFile, now_ms: u64, enough: impl Fn(&Known) -> bool) -> Option<Size> {

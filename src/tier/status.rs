@@ -7,12 +7,9 @@ use serde::Serialize;
 
 use super::Tier;
 use super::holds::{HoldKind, SourceId};
-use super::plan::Place;
 use super::versions::KeptCheckpoints;
-use crate::catalog::{Content, LogFile, PartitionDir};
-use crate::kafka::names::DirKind;
 use crate::local::Space;
-use crate::store::names as object_names;
+use crate::manifest::Chain;
 use crate::telemetry::ErrorNote;
 
 /// A status younger than this is given again.
@@ -189,26 +186,30 @@ impl Tier {
     }
 
     /// The status as it is now.
-    fn look(&self, now_ms: u64) -> TierStatus {
+    pub(super) fn look(&self, now_ms: u64) -> TierStatus {
+        let mut known = self.sums.lock();
         let mut topics: BTreeMap<String, TopicStatus> = BTreeMap::new();
         let mut broken = Vec::new();
-        for dir in self.catalog.dirs() {
-            let name = dir.parsed();
+        let dirs = self.catalog.dirs();
+        for dir in &dirs {
             let topic = topics.entry(dir.tp().topic().to_owned()).or_default();
-            self.look_at_dir(&dir, name.kind, now_ms, &mut topic.sums, &mut broken);
+            let all = self.sums_of_dir(&mut known, dir, now_ms);
+            topic.sums.add(&all.sums);
+            broken.extend(all.broken);
         }
-        for id in self.chains.ids() {
-            let Some(chain) = self.chains.view(&id) else { continue };
-            let sums = &mut topics.entry(id.tp.topic().to_owned()).or_default().sums;
-            for segment in chain.segments().values() {
-                sums.archived_segments += 1;
-                sums.archived_bytes += segment.size_bytes;
-                if let Some(cached_bytes) = &self.cached_bytes {
-                    let key = object_names::log_key(&id, segment.base_offset, &segment.upload_id);
-                    sums.cached_bytes += cached_bytes(&key);
-                }
-            }
+        known.retain(&dirs.iter().map(|d| d.id).collect());
+        let ids = self.chains.ids();
+        let chains: Vec<Arc<Chain>> = ids.iter().filter_map(|id| self.chains.view(id)).collect();
+        for chain in &chains {
+            let sums = &mut topics.entry(chain.id().tp.topic().to_owned()).or_default().sums;
+            let (segments, bytes) = known.of_chain(chain);
+            sums.archived_segments += segments;
+            sums.archived_bytes += bytes;
         }
+        for (topic, bytes) in known.cached_bytes(self, &chains) {
+            topics.entry(topic.clone()).or_default().sums.cached_bytes = *bytes;
+        }
+        drop(known);
         let quarantined = self.quarantined_list();
         let quarantine = quarantined.len() as u64;
         for q in quarantined {
@@ -229,63 +230,6 @@ impl Tier {
             checkpoints: self.versions.status(),
             disk: self.space(),
         }
-    }
-
-    fn look_at_dir(
-        &self,
-        dir: &PartitionDir,
-        kind: DirKind,
-        now_ms: u64,
-        sums: &mut Totals,
-        broken: &mut Vec<String>,
-    ) {
-        for (_, log) in dir.all_logs() {
-            match log.content() {
-                Content::Hot(_) => {
-                    let size = self.sizes.on_disk(&log, now_ms);
-                    sums.hot_bytes += size.map_or(0, |s| s.size_bytes);
-                    sums.hot_disk_bytes += size.map_or(0, |s| s.disk_bytes);
-                }
-                Content::Broken(_) => broken.push(log.label()),
-                Content::Cold(_) | Content::Overlaid(..) => {}
-            }
-        }
-        if kind != DirKind::Live {
-            return;
-        }
-        sums.partitions += 1;
-        let Ok(chain) = dir.chain() else { return };
-        let (facts, segments) = self.snapshot(dir, &chain);
-        for (fact, segment) in facts.segments.iter().zip(&segments) {
-            let size_bytes = self.size_of(&segment.log);
-            if fact.next_base.is_none() {
-                sums.active_segments += 1;
-                sums.active_bytes += size_bytes;
-                continue;
-            }
-            sums.closed_segments += 1;
-            sums.closed_bytes += size_bytes;
-            if fact.place == Place::Cold {
-                sums.cold_segments += 1;
-                sums.cold_bytes += size_bytes;
-            }
-            let waits = fact.place == Place::Hot && !fact.archived && fact.hold.is_none();
-            if waits && facts.included {
-                sums.lag_segments += 1;
-                sums.lag_bytes += size_bytes;
-                sums.lag_seconds = sums.lag_seconds.max(self.waits_for_s(&segment.log, now_ms));
-            }
-        }
-    }
-
-    fn size_of(&self, log: &LogFile) -> u64 {
-        self.sizes.of(log, self.clock.now_ms()).map_or(0, |s| s.size_bytes)
-    }
-
-    fn waits_for_s(&self, log: &LogFile, now_ms: u64) -> u64 {
-        let seen_ms = self.rolled.lock().get(&log.id).copied().filter(|ms| *ms > 0);
-        let mtime_ms = || self.sizes.of(log, now_ms).map_or(now_ms, |s| s.mtime_ns / 1_000_000);
-        now_ms.saturating_sub(seen_ms.unwrap_or_else(mtime_ms)) / 1000
     }
 
     fn spool_status(&self) -> SpoolStatus {

@@ -87,6 +87,20 @@ impl TopicId {
         Self("A".repeat(22))
     }
 
+    /// From its 16 bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        const DIGITS: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+        // 128 bits are 21 digits of six, and two that stand at the top of the last digit.
+        let bits = u128::from_be_bytes(bytes);
+        let digit = |n: u32| match n {
+            21 => (bits << 4) & 63,
+            n => (bits >> (122 - 6 * n)) & 63,
+        };
+        Self((0..22).map(|n| char::from(DIGITS[digit(n) as usize])).collect())
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -1,7 +1,7 @@
 //! A broker with three log dirs: two mounts over one store and a plain disk. Partitions move between them, records are deleted, and one
 //! mount dies while the other serves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::common::archive::{bases, log_objects};
@@ -22,7 +22,12 @@ struct Disk {
 impl Disk {
     fn start(scratch: &Scratch, name: &str, store: &str) -> Self {
         let dir = scratch.dir(name);
-        let command = MountCommand::broker(&dir, store).option("--hot-bytes", 0);
+        let heard = format!("cat >> {}", dir.join("heard").display());
+        let metadata_log = scratch.path().join("broker/metadata/__cluster_metadata-0");
+        let command = MountCommand::broker(&dir, store)
+            .option("--hot-bytes", 0)
+            .option("--on-discard", heard)
+            .option("--metadata-log", metadata_log.display());
         let mount = Some(command.start());
         Self { dir, command, mount }
     }
@@ -41,6 +46,18 @@ impl Disk {
 
     fn all_cold(&self, topic: &str) -> usize {
         all_cold(self.mount(), &self.hot(), &[topic])
+    }
+
+    /// Reasons that the discard command was told for a topic, each once, when `wanted` is among them.
+    fn reasons(&self, topic: &str, wanted: &str) -> BTreeSet<String> {
+        wait_until(&format!("{topic} to be discarded, {wanted}"), 60, || {
+            let heard = std::fs::read_to_string(self.dir.join("heard")).unwrap_or_default();
+            let events = heard.lines().map(|line| serde_json::from_str(line).unwrap());
+            let mine = events.filter(|e: &serde_json::Value| e["topic"] == topic);
+            let reasons: BTreeSet<_> =
+                mine.map(|e| e["reason"].as_str().unwrap().to_owned()).collect();
+            unless(reasons.contains(wanted), || format!("{reasons:?}")).map(|()| reasons)
+        })
     }
 }
 
@@ -237,6 +254,13 @@ fn partitions_move_between_log_dirs_are_stored_once_and_outlive_a_mount_that_die
     life.prove(&life.orders, "the move from mount to mount");
     assert_eq!(errors(&life.broker), Vec::<String>::new());
 
+    for disk in [&life.one, &life.two] {
+        assert_eq!(disk.reasons("orders", "moved").len(), 1, "nothing else became of it");
+    }
+
     records_are_deleted(&life);
     one_mount_dies(&mut life);
+    life.broker.topic("--delete", "orders", 1, &[]);
+    let reasons = life.one.reasons("orders", "topic_deleted");
+    assert_eq!(reasons, ["moved", "topic_deleted"].map(str::to_owned).into());
 }

@@ -1,11 +1,17 @@
 //! Retention, truncation, topic deletion and the discard command.
 
-use super::world::{World, name, stub_path};
+use super::world::{TOPIC_ID, World, name, stub_path};
+use crate::kafka::metadata::testing::{batch, made, removed};
 use crate::local::spool::{self, SpoolDoc, SpoolEntry};
 use crate::tier::archive::Done;
 use crate::tier::fate::{Fate, FateNote};
+use crate::types::TopicId;
 
 const DELETED: &str = "t-0.0123456789abcdef0123456789abcdef-delete";
+/// The bytes of `TOPIC_ID`.
+const ID: [u8; 16] = [
+    0x66, 0xd6, 0x3e, 0xff, 0x1d, 0x35, 0xdb, 0x7e, 0x39, 0xeb, 0xbf, 0x3d, 0x69, 0xb7, 0x1d, 0x78,
+];
 
 fn world() -> World {
     let world = World::new();
@@ -182,6 +188,37 @@ async fn the_discard_command_is_asked_about_cold_segments_too() {
         serde_json::from_str(&std::fs::read_to_string(&heard).unwrap()).unwrap();
     assert!(event["path"].is_null() && event["object"].is_string());
     assert!(world.spool_entries().is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_partition_is_called_deleted_or_moved_only_where_the_clusters_log_says_so() {
+    for (records, reason) in [
+        (None, "partition_removed"),
+        (Some(vec![made("other", [9; 16])]), "partition_removed"),
+        (Some(vec![made("t", ID)]), "moved"),
+        (Some(vec![made("t", ID), removed(ID)]), "topic_deleted"),
+    ] {
+        let mut world = world();
+        let heard = world.tmp.path().join("heard");
+        world.config.on_discard = Some(format!("cat > {}", heard.display()));
+        let log = world.tmp.path().join("elsewhere");
+        if let Some(records) = records {
+            std::fs::create_dir(&log).unwrap();
+            std::fs::write(log.join(name(0)), batch(0, &records)).unwrap();
+        }
+        world.config.metadata_log = Some(log);
+        assert_eq!(TopicId::from_bytes(ID).as_str(), TOPIC_ID);
+        let mount = world.mount();
+        mount.drain().await.unwrap();
+        mount.catalog.note_deletion("t-0", DELETED);
+        mount.catalog.rename_dir("t-0", DELETED).unwrap();
+        mount.tier.unlink(&mount.dir(DELETED), &name(0)).unwrap();
+        mount.ask_all().await;
+        let event: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&heard).unwrap()).unwrap();
+        assert_eq!(event["reason"], reason);
+        assert!(event["object"].is_string() && world.spool_entries().is_empty());
+    }
 }
 
 #[tokio::test]
