@@ -15,7 +15,6 @@ mod keeping;
 mod machine;
 mod mountpoint;
 mod objects;
-mod priority;
 mod reader_mount;
 mod serve;
 mod status;

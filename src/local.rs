@@ -11,6 +11,7 @@ pub mod put_back;
 pub mod room;
 pub mod spool;
 pub mod stub;
+pub mod threads;
 pub mod versions;
 pub mod xattrs;
 

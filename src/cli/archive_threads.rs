@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 use super::CliError;
 use super::machine::Cores;
-use super::priority::{self, Share};
+use crate::local::threads::{self, Share};
 use crate::tier::Pace;
 
 /// Threads that wait for the store while archiving.
@@ -40,7 +40,7 @@ struct Running {
 impl ArchiveThreads {
     /// A runtime of such threads.
     pub fn runtime() -> Result<(Runtime, Arc<Self>), CliError> {
-        let adjustable = priority::is_adjustable();
+        let adjustable = threads::is_adjustable();
         let share = if adjustable { KEEPING_UP } else { FIXED };
         let running = Mutex::new(Running { share, threads: Vec::new() });
         let all = Arc::new(Self { adjustable, cores: Cores::new(), running });
@@ -60,7 +60,7 @@ impl ArchiveThreads {
     fn started(&self, thread: Pid) {
         let mut running = self.running.lock();
         running.threads.push(thread);
-        priority::set(thread, running.share);
+        threads::set(thread, running.share);
     }
 
     fn stopped(&self, thread: Pid) {
@@ -80,7 +80,7 @@ impl Pace for ArchiveThreads {
         }
         running.share = share;
         tracing::debug!(behind, ?share, "archiving changes its pace");
-        running.threads.iter().for_each(|thread| priority::set(*thread, share));
+        running.threads.iter().for_each(|thread| threads::set(*thread, share));
     }
 
     fn is_machine_busy(&self) -> bool {
@@ -93,13 +93,13 @@ mod tests {
     use super::*;
 
     fn there(runtime: &Runtime) -> (u32, i32) {
-        runtime.block_on(runtime.spawn_blocking(priority::own)).unwrap()
+        runtime.block_on(runtime.spawn_blocking(threads::own)).unwrap()
     }
 
     #[test]
     fn its_threads_yield_and_get_their_share_when_they_are_behind() {
         let (runtime, threads) = ArchiveThreads::runtime().unwrap();
-        let here = priority::own();
+        let here = threads::own();
         if !threads.adjustable {
             assert_eq!(there(&runtime).1, 10.max(here.1));
             return;
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(there(&runtime), (0, 0));
         threads.set_behind(false);
         assert_eq!(there(&runtime), leftovers);
-        assert_eq!(priority::own(), here, "others keep theirs");
+        assert_eq!(threads::own(), here, "others keep theirs");
         drop(runtime);
         assert!(threads.running.lock().threads.is_empty());
     }

@@ -11,10 +11,10 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::args::MountArgs;
-use super::priority::{self, Share};
 use super::unanswered::Unanswered;
 use super::{CliError, background, mountpoint};
 use crate::fuse::{FuseConfig, Session};
+use crate::local::threads::{self, Share};
 use crate::vfs::Vfs;
 
 /// Descriptors asked for, if the hard limit allows: one per open hot `.log` and a few hundred.
@@ -71,7 +71,7 @@ pub fn runtime() -> Result<Runtime, CliError> {
         .worker_threads(4)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name("everlog-io")
-        .on_thread_start(|| priority::set_own(Share::Normal))
+        .on_thread_start(|| threads::set_own(Share::Normal))
         .enable_all()
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
@@ -83,7 +83,7 @@ fn sync_runtime() -> Result<Runtime, CliError> {
         .worker_threads(1)
         .max_blocking_threads(SYNC_THREADS_MAX)
         .thread_name("everlog-sync")
-        .on_thread_start(|| priority::set_own(Share::Normal))
+        .on_thread_start(|| threads::set_own(Share::Normal))
         .build()
         .map_err(|e| CliError::failed(format!("cannot start threads: {e}")))
 }
@@ -111,7 +111,7 @@ pub fn serve(
             .map_err(|e| CliError::failed(format!("cannot go to the background: {e}")))?;
     }
     // The threads that it starts have it from this one.
-    priority::set_own(Share::Serving);
+    threads::set_own(Share::Serving);
     session.serve().map_err(|e| CliError::failed(format!("the mount ended with an error: {e}")))?;
     tracing::info!("unmounted");
     Ok(())

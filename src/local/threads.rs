@@ -1,4 +1,4 @@
-//! How threads are scheduled: who goes first on a machine whose cores are all busy.
+//! How this machine schedules our threads: who goes first where all cores are busy.
 //!
 //! `sched_setattr(2)` sets policy, nice value and slice at once; no library that we use wraps it.
 
@@ -101,7 +101,7 @@ pub fn set_own(share: Share) {
 
 /// Policy and nice value of the calling thread.
 #[cfg(test)]
-pub fn own() -> (u32, i32) {
+pub(crate) fn own() -> (u32, i32) {
     let tid = rustix::thread::gettid();
     let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
