@@ -24,7 +24,7 @@ pub use log_file::{Archived, Content, LogFile, LogStat, PagedOpen, Piece, counte
 pub use partition::{PartitionDir, SegmentView, is_log_like, plain_log_base};
 
 use crate::failpoint;
-use crate::kafka::names::{self, DirKind};
+use crate::kafka::names;
 use crate::local::deleted::Deleted;
 use crate::local::{Stub, datadir, durable, stub};
 use checkpoints::Checkpoints;
@@ -137,7 +137,7 @@ impl Catalog {
 
     /// What an earlier process wrote down when Kafka renamed the directory.
     fn recall_deleted(&self, dir: &PartitionDir) {
-        if dir.parsed().kind != DirKind::Deleted {
+        if !dir.parsed().kind.is_given_up() {
             return;
         }
         match Deleted::read(&dir.path()) {
@@ -150,11 +150,10 @@ impl Catalog {
         }
     }
 
-    /// To be called before a rename by which Kafka begins to delete a partition: writes down durably what
-    /// will be forgotten. A failure costs only what a restart within the next minute would need.
+    /// To be called before a rename by which Kafka gives a partition up: writes down durably what will be forgotten. A failure costs only what a restart within the next minute would need.
     pub fn note_deletion(&self, from: &str, to: &str) {
-        let deletes = names::parse_dir(to).is_some_and(|d| d.kind == DirKind::Deleted);
-        let Some(dir) = self.dir(from).filter(|d| deletes && d.is_live()) else { return };
+        let gives_up = names::parse_dir(to).is_some_and(|d| d.kind.is_given_up());
+        let Some(dir) = self.dir(from).filter(|d| gives_up && d.is_live()) else { return };
         let known = Deleted { tp: dir.tp(), committed_offset: self.committed_offset(&dir) };
         let written = dir.pin().and_then(|pinned| known.write(&pinned.path("")));
         if let Err(error) = written {

@@ -10,6 +10,8 @@ mod compaction;
 mod moves;
 #[path = "broker_life/recovery.rs"]
 mod recovery;
+#[path = "broker_life/stray.rs"]
+mod stray;
 #[path = "broker_life/transactions.rs"]
 mod transactions;
 

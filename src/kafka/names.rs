@@ -54,6 +54,15 @@ pub enum DirKind {
     Stray,
 }
 
+impl DirKind {
+    /// Kafka has given the partition up here: nothing is appended any more, its watermark is forgotten, and its files may go
+    /// at any time, by Kafka's own hand or, of a stray one, by the operator's.
+    #[must_use]
+    pub fn is_given_up(self) -> bool {
+        matches!(self, Self::Deleted | Self::Stray)
+    }
+}
+
 /// A directory of a log dir that belongs to a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionDirName {

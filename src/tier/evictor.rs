@@ -99,7 +99,7 @@ impl Tier {
     }
 
     fn candidates_of(&self, dir: &PartitionDir, into: &mut Vec<Candidate<Arc<LogFile>>>) {
-        if !matches!(dir.parsed().kind, DirKind::Live | DirKind::Deleted) {
+        if dir.parsed().kind == DirKind::Future {
             return;
         }
         let committed = self.catalog.committed_offset(dir);

@@ -90,14 +90,14 @@ pub(super) enum Discard {
 pub(super) fn of_unlink(facts: &DiscardFacts) -> (Fate, Option<i64>) {
     match (facts.dir, facts.suffix) {
         (_, Suffix::Cleaned | Suffix::Swap) => (Fate::Other, None),
-        (DirKind::Deleted, Suffix::None | Suffix::Deleted) => (Fate::PartitionRemoved, None),
+        (DirKind::Deleted | DirKind::Stray, Suffix::None | Suffix::Deleted) => {
+            (Fate::PartitionRemoved, None)
+        }
         (DirKind::Live, Suffix::Deleted) => match facts.note {
             Some(note) => (note.fate, note.next_base),
             None => (Fate::Other, None),
         },
-        (DirKind::Live, Suffix::None) | (DirKind::Future | DirKind::Stray, _) => {
-            (Fate::Other, None)
-        }
+        (DirKind::Live, Suffix::None) | (DirKind::Future, _) => (Fate::Other, None),
     }
 }
 

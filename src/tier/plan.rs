@@ -48,16 +48,16 @@ pub(super) struct PartitionFacts {
 
 impl PartitionFacts {
     fn is_served(&self) -> bool {
-        self.included && matches!(self.kind, DirKind::Live | DirKind::Deleted)
+        self.included && self.kind != DirKind::Future
     }
 }
 
-/// Closed, and all of it at or below the high watermark. In a directory that is being deleted nothing
-/// is appended any more, so its last segment counts as closed; the scan then finds where it ends.
+/// Closed, and all of it at or below the high watermark. In a directory that Kafka has given up nothing is
+/// appended any more, so its last segment counts as closed; the scan then finds where it ends.
 pub(super) fn is_committed(kind: DirKind, segment: &SegmentFacts, committed: Option<i64>) -> bool {
     match (segment.next_base, committed) {
         (Some(next), Some(committed)) => next <= committed,
-        (None, Some(committed)) => kind == DirKind::Deleted && segment.base_offset < committed,
+        (None, Some(committed)) => kind.is_given_up() && segment.base_offset < committed,
         (_, None) => false,
     }
 }
@@ -151,23 +151,23 @@ mod tests {
     }
 
     #[test]
-    fn future_and_stray_directories_and_excluded_topics_are_left_alone() {
-        for kind in [DirKind::Future, DirKind::Stray] {
-            let p = PartitionFacts { kind, ..partition(Some(1000)) };
-            assert_eq!(next_segment(&p), None);
-        }
+    fn future_directories_and_excluded_topics_are_left_alone() {
+        let p = PartitionFacts { kind: DirKind::Future, ..partition(Some(1000)) };
+        assert_eq!(next_segment(&p), None);
         let p = PartitionFacts { included: false, ..partition(Some(1000)) };
         assert_eq!(next_segment(&p), None);
     }
 
     #[test]
-    fn the_last_segment_of_a_deleted_topic_counts_as_closed() {
-        let mut p = PartitionFacts { kind: DirKind::Deleted, ..partition(Some(250)) };
-        p.segments[0].archived = true;
-        p.segments[1].archived = true;
-        assert_eq!(next_segment(&p), Some(2));
-        p.committed = Some(200);
-        assert_eq!(next_segment(&p), None);
+    fn the_last_segment_of_a_partition_that_was_given_up_counts_as_closed() {
+        for kind in [DirKind::Deleted, DirKind::Stray] {
+            let mut p = PartitionFacts { kind, ..partition(Some(250)) };
+            p.segments[0].archived = true;
+            p.segments[1].archived = true;
+            assert_eq!(next_segment(&p), Some(2));
+            p.committed = Some(200);
+            assert_eq!(next_segment(&p), None);
+        }
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn mending(
         return Err("the local manifest has nothing of this partition");
     }
     let segment = segment.ok_or("the local manifest has no segment with these offsets")?;
-    if dir.parsed().kind != DirKind::Live && dir.parsed().kind != DirKind::Deleted {
+    if dir.parsed().kind == DirKind::Future {
         return Err("its directory is not one that is archived");
     }
     match catalog.has_unnamed_overlays() {
