@@ -118,6 +118,7 @@ impl ClusterLog {
         match &found.snapshot {
             Some((end, path)) if first <= end => {
                 read.file(path, 0, true)?;
+                read.witness.clear();
             }
             None if *first == 0 => {}
             _ => return Err(io::Error::other("it begins behind its newest snapshot")),
@@ -174,6 +175,7 @@ impl Read {
         for (base, path) in logs.iter().filter(|(base, _)| *base >= from) {
             if *base != self.base_offset {
                 (self.base_offset, self.position) = (*base, 0);
+                self.witness.clear();
             }
             // Only the last segment may end within a batch: the rest of it is being written.
             let is_last = logs.last().is_some_and(|(last, _)| last == base);
@@ -283,6 +285,26 @@ mod tests {
         assert_eq!(fates(&log), [Unknown; 4], "something between them is not there");
         append(&snapshot(100), &batch(0, &[made("a", id(1)), made("b", id(2))]));
         assert_eq!(fates(&log), [Exists, Deleted, Unknown, Unknown]);
+    }
+
+    #[test]
+    fn a_segment_that_is_still_empty_is_read_when_it_has_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = ClusterLog::new(dir.path().to_owned());
+        let path = |n: u64| dir.path().join(format!("{n:020}.log"));
+        let snapshot = dir.path().join(format!("{:020}-0000000003.checkpoint", 100));
+        append(&snapshot, &batch(0, &[made("a", id(1)), made("b", id(2))]));
+        append(&path(100), &[]);
+        for _ in 0..2 {
+            assert_eq!(fates(&log), [Exists, Exists, Unknown, Unknown]);
+        }
+        append(&path(100), &batch(100, &[removed(id(1))]));
+        append(&path(101), &[]);
+        for _ in 0..2 {
+            assert_eq!(fates(&log), [Deleted, Exists, Unknown, Unknown]);
+        }
+        append(&path(101), &batch(101, &[made("c", id(3))]));
+        assert_eq!(fates(&log), [Deleted, Exists, Exists, Unknown]);
     }
 
     #[test]
