@@ -14,6 +14,7 @@ mod shelf;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod underway;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ use outage::Outage;
 use shelf::Shelf;
 pub use streams::ReadStreams;
 use streams::{Ahead, Expected, Plan, Step};
+pub use underway::FetchNow;
 
 /// Starts of objects that a reader of the one before is about to reach.
 const EXPECTED_MAX: NonZeroUsize = NonZeroUsize::MIN.saturating_add(255);

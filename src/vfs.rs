@@ -140,7 +140,7 @@ impl Vfs {
     fn everlog_text(&self, ino: u64) -> Option<Bytes> {
         match ino {
             STATUS_FILE => Some((self.status)()),
-            INFLIGHT_FILE => Some(self.inflight.text()),
+            INFLIGHT_FILE => Some(self.inflight.text(&self.reader.fetches())),
             _ => None,
         }
     }

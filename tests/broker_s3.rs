@@ -127,7 +127,8 @@ fn a_store_that_hangs_fails_cold_reads_in_time_and_never_with_wrong_bytes() {
         let waiting = waiting();
         let shown = waiting
             .iter()
-            .any(|w| w["operation"] == "read" && w["what"].as_str().unwrap().contains(&name));
+            .filter(|w| w["operation"] == "read" && w["what"].as_str().unwrap().contains(&name))
+            .any(|w| w["object"].is_string() && w["fetch"]["waits_for"].is_string());
         unless(shown || reader.is_finished(), || format!("{waiting:?}"))
     });
     let error = reader.join().unwrap();

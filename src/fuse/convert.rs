@@ -56,7 +56,7 @@ pub fn caller(req: &Request) -> Caller {
 
 /// What the request waits for, for those who ask.
 pub fn wait(operation: &'static str, what: String, req: &Request) -> Wait {
-    Wait { operation, what, range: None, tid: req.pid() }
+    Wait { operation, what, range: None, archived: None, tid: req.pid() }
 }
 
 /// `fuser` gives a time before the epoch as that many seconds *and* nanoseconds before it, though the

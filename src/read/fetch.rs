@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::body::{self, Body};
-use super::flights::{Ended, Landing};
+use super::flights::{Ended, Landing, Stage};
 use super::gather::Gather;
 use super::{Inner, ObjectSource, ReadConfig, ReadError};
 use crate::cache::{CacheError, CachedObject, FillError, Filled};
@@ -210,6 +210,7 @@ impl Fetching<'_> {
                 {
                     tracing::debug!(error = %why, "a read from the store is tried again");
                     counters.retries.fetch_add(1, Ordering::Relaxed);
+                    self.landing.failed();
                     tokio::time::sleep(RETRY_PAUSE * 2u32.pow(retries)).await;
                     retries += 1;
                 }
@@ -232,6 +233,7 @@ impl Fetching<'_> {
     async fn attempt(&mut self) -> Result<(), Trouble> {
         let inner = Arc::clone(self.inner);
         let source = inner.store_now()?;
+        self.landing.waits_for(Stage::Queued);
         let mut taken = inner.permits.take(self.end - self.at, self.landing).await?;
         if !self.landing.is_demand()
             && self.interest.as_ref().is_some_and(|i| i.strong_count() == 0)
@@ -241,12 +243,14 @@ impl Fetching<'_> {
             return Err(ReadError::Unavailable(why).into());
         }
         self.count();
+        self.landing.waits_for(Stage::Asked);
         let bytes = self.at * BLOCK_BYTES..(self.end * BLOCK_BYTES).min(self.source.size_bytes);
         let mut gather = Gather::new(bytes.end - bytes.start);
         let mut body = Body::new(source, &inner.counters, &self.source.log_key, bytes);
         let object = inner.ensure_object(self.source);
         tokio::pin!(object);
         let (mut ready, mut writing, mut failed) = (None::<Arc<CachedObject>>, None, None);
+        let mut answered = false;
         while self.at < self.end {
             if writing.is_none() {
                 match ready.as_ref().and_then(|object| Some((object, gather.take_blocks()?))) {
@@ -263,7 +267,12 @@ impl Fetching<'_> {
                 object = &mut object, if ready.is_none() => ready = Some(object?),
                 piece = body.next(), if failed.is_none() && gather.wants_more() => {
                     match inner.heard(&self.source.log_key, piece) {
-                        Ok(Some(piece)) => gather.push(piece),
+                        Ok(Some(piece)) => {
+                            if !std::mem::replace(&mut answered, true) {
+                                self.landing.waits_for(Stage::Receiving);
+                            }
+                            gather.push(piece);
+                        }
                         // A body is complete when it ends, and then no more was wanted.
                         Ok(None) => failed = Some(ReadError::Local("an answer ended early".to_owned())),
                         Err(e) => failed = Some(e),

@@ -24,11 +24,44 @@ pub(super) type Ended = Result<(), ReadError>;
 /// Verified runs that the cache could not keep: number of the first block, and the bytes.
 type Held = Arc<Mutex<Vec<(u64, Bytes)>>>;
 
+/// What a fetch waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Its turn: as many requests or bytes as are allowed are under way.
+    Queued,
+    /// The first bytes of the store's answer.
+    Asked,
+    /// The rest of them, or the disk that they go to.
+    Receiving,
+    /// The pause after a failure to be over.
+    Pausing,
+}
+
 #[derive(Clone, Debug)]
 struct Progress {
     /// All blocks before this one can be had.
     landed_to: u64,
+    stage: Stage,
+    /// Requests that failed.
+    failures: u32,
     ended: Option<Ended>,
+}
+
+impl Progress {
+    fn at(block: u64) -> Self {
+        Self { landed_to: block, stage: Stage::Queued, failures: 0, ended: None }
+    }
+}
+
+/// A fetch under way, as it is now.
+#[derive(Clone, Debug)]
+pub(super) struct Underway {
+    pub object: ObjectKey,
+    pub blocks: Range<u64>,
+    pub landed_to: u64,
+    pub is_demand: bool,
+    pub stage: Stage,
+    pub failures: u32,
 }
 
 /// A fetch of consecutive blocks.
@@ -59,6 +92,18 @@ impl Flight {
         self.progress.borrow().landed_to
     }
 
+    fn now(&self, object: &ObjectKey) -> Underway {
+        let progress = self.progress.borrow();
+        Underway {
+            object: object.clone(),
+            blocks: self.blocks.clone(),
+            landed_to: progress.landed_to,
+            is_demand: *self.demanded.borrow(),
+            stage: progress.stage,
+            failures: progress.failures,
+        }
+    }
+
     /// What the cache could not keep.
     pub fn held(&self) -> Vec<(u64, Bytes)> {
         self.held.lock().clone()
@@ -83,6 +128,22 @@ impl Landing {
         if self.urgency.wait_for(|demand| *demand).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// What it waits for now. Wakes nobody.
+    pub fn waits_for(&self, stage: Stage) {
+        self.progress.send_if_modified(|p| {
+            p.stage = stage;
+            false
+        });
+    }
+
+    /// A request failed and is repeated after a pause.
+    pub fn failed(&self) {
+        self.progress.send_if_modified(|p| {
+            (p.stage, p.failures) = (Stage::Pausing, p.failures + 1);
+            false
+        });
     }
 
     /// All blocks before this one are in the cache or held.
@@ -161,6 +222,15 @@ impl Flights {
         take_off(runtime, blocks, true, &fetch, None)
     }
 
+    /// All that are under way.
+    pub fn underway(&self) -> Vec<Underway> {
+        let table = self.table.lock();
+        let of = |(object, flights): (&ObjectKey, &BTreeMap<u64, Arc<Flight>>)| -> Vec<Underway> {
+            flights.values().map(|flight| flight.now(object)).collect()
+        };
+        table.iter().flat_map(of).collect()
+    }
+
     /// Objects that something is fetched of.
     pub fn objects(&self) -> usize {
         self.table.lock().len()
@@ -178,7 +248,7 @@ where
     T: Future<Output = (Landing, Ended)> + Send + 'static,
 {
     let (demanded, urgency) = watch::channel(demand);
-    let (progress, seen) = watch::channel(Progress { landed_to: blocks.start, ended: None });
+    let (progress, seen) = watch::channel(Progress::at(blocks.start));
     let held = Held::default();
     let landing = Landing { urgency, progress, held: Arc::clone(&held) };
     let fetching = fetch(blocks.clone(), landing);

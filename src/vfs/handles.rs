@@ -175,7 +175,8 @@ impl Vfs {
                 let (vfs, handle, len) = (self.clone(), handle.clone(), buffer.len());
                 let what = source.log_key.as_str().to_owned();
                 let range = Some((offset, len));
-                let wait = Wait { operation: "read", what, range, tid: caller.tid };
+                let archived = Some((source.log_key.clone(), offset..offset + len as u64));
+                let wait = Wait { operation: "read", what, range, archived, tid: caller.tid };
                 let ticket = self.inflight.enter(wait);
                 Ok(ReadReply::Later(Box::pin(async move {
                     let _ticket = ticket;
@@ -216,7 +217,14 @@ impl Vfs {
         let (vfs, streams) = (self.clone(), streams.clone());
         let label = log.label();
         let range = Some((offset, buffer.len()));
-        let wait = Wait { operation: "read", what: label.clone(), range, tid: caller.tid };
+        let archived = pieces.iter().find_map(|piece| match piece {
+            Piece::Archived(stub, extent, at, len) => {
+                Some((log_source(stub, extent).log_key, *at..*at + *len as u64))
+            }
+            Piece::Local(..) => None,
+        });
+        let what = label.clone();
+        let wait = Wait { operation: "read", what, range, archived, tid: caller.tid };
         let ticket = self.inflight.enter(wait);
         Ok(ReadReply::Later(Box::pin(async move {
             let _ticket = ticket;

@@ -4,6 +4,7 @@
 //! and from `/proc` alone, so it can be read when nothing else can.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,6 +12,8 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::clock::Clock;
+use crate::read::FetchNow;
+use crate::types::ObjectKey;
 
 /// Requests that are listed one by one; of more only the number is known.
 const LISTED_MAX: usize = 4096;
@@ -24,6 +27,8 @@ pub struct Wait {
     pub what: String,
     /// Position and length, of a read.
     pub range: Option<(u64, usize)>,
+    /// The first archived bytes that it needs: of which object, and where in it.
+    pub archived: Option<(ObjectKey, Range<u64>)>,
     /// Kernel id of the thread that asked.
     pub tid: u32,
 }
@@ -59,8 +64,8 @@ impl Inflight {
         Ticket { inflight: Arc::clone(self), number: Some(number) }
     }
 
-    /// The file's text.
-    pub fn text(&self) -> Bytes {
+    /// The file's text, with what is being fetched.
+    pub fn text(&self, fetches: &[FetchNow]) -> Bytes {
         let now_ms = self.clock.now_ms();
         let (waiting, more) = {
             let table = self.table.lock();
@@ -74,6 +79,10 @@ impl Inflight {
                     "what": wait.what,
                     "offset": wait.range.map(|(offset, _)| offset),
                     "length": wait.range.map(|(_, length)| length),
+                    "object": wait.archived.as_ref().map(|(object, _)| object.as_str()),
+                    "fetch": wait.archived.as_ref().and_then(|(object, bytes)| {
+                        fetches.iter().find(|f| f.is_for(object, bytes)).map(fetch_text)
+                    }),
                     "tid": wait.tid,
                     "thread": thread_name(wait.tid),
                     "since_ms": since_ms,
@@ -81,9 +90,22 @@ impl Inflight {
                 })
             })
             .collect();
-        let text = json!({ "now_ms": now_ms, "waiting": waiting, "more": more });
+        let ahead: Vec<_> = fetches.iter().filter(|f| !f.is_demand).map(fetch_text).collect();
+        let text =
+            json!({ "now_ms": now_ms, "waiting": waiting, "more": more, "fetches_ahead": ahead });
         format!("{text:#}\n").into()
     }
+}
+
+fn fetch_text(fetch: &FetchNow) -> serde_json::Value {
+    json!({
+        "object": fetch.object.as_str(),
+        "from": fetch.bytes.start,
+        "to": fetch.bytes.end,
+        "landed_to": fetch.landed_to,
+        "waits_for": fetch.waits_for,
+        "failures": fetch.failures,
+    })
 }
 
 /// One request's place in the table.
@@ -114,11 +136,11 @@ mod tests {
 
     fn wait(what: &str) -> Wait {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-        Wait { operation: "read", what: what.to_owned(), range: Some((7, 9)), tid }
+        Wait { operation: "read", what: what.to_owned(), range: Some((7, 9)), archived: None, tid }
     }
 
     fn shown(inflight: &Inflight) -> serde_json::Value {
-        serde_json::from_slice(&inflight.text()).unwrap()
+        serde_json::from_slice(&inflight.text(&[])).unwrap()
     }
 
     #[test]

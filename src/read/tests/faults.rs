@@ -143,6 +143,51 @@ async fn prefetches_that_hang_do_not_delay_a_demand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_read_waits_for_can_be_seen() {
+    let mut rig = Rig::new();
+    rig.config.deadline_ms = 60_000;
+    rig.config.inflight_requests_max = 2;
+    let (reader, bytes) = (rig.reader(), content(18, 64 * BLOCK));
+    let sources = [rig.archive(1, &bytes).await, rig.archive(2, &bytes).await];
+    for source in &sources {
+        reader.aux(source).await.unwrap();
+    }
+    assert!(reader.fetches().is_empty());
+    rig.set(Fault::Hang);
+    let reads: Vec<_> = (0..3)
+        .map(|n| {
+            let (reader, source) = (reader.clone(), sources[n % 2].clone());
+            let at = n as u64 * 20 * BLOCK as u64;
+            tokio::spawn(async move { super::read(&reader, &source, at, 10).await })
+        })
+        .collect();
+    let waits_for =
+        |what: &str| reader.fetches().iter().filter(|f| f.is_demand && f.waits_for == what).count();
+    until(|| waits_for("the store's first bytes") == 2).await;
+    until(|| waits_for("its turn among the requests") == 1).await;
+    let first = reader.fetches().into_iter().find(|f| f.bytes.start == 0).unwrap();
+    assert!(first.is_for(&sources[0].log_key, &(0..10)), "{first:?}");
+    reads.iter().for_each(|r| r.abort());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_failed_is_counted_while_it_is_repeated() {
+    let mut rig = Rig::new();
+    rig.config.deadline_ms = 60_000;
+    let (reader, bytes) = (rig.reader(), content(19, 8 * BLOCK));
+    let source = rig.archive(1, &bytes).await;
+    reader.aux(&source).await.unwrap();
+    rig.faults.lock().script.push_back(Fault::Fail(StoreErrorKind::Unavailable));
+    rig.set(Fault::Hang);
+    let read = {
+        let (reader, source) = (reader.clone(), source.clone());
+        tokio::spawn(async move { super::read(&reader, &source, 0, 10).await })
+    };
+    until(|| reader.fetches().iter().any(|f| f.failures == 1)).await;
+    read.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failed_prefetch_is_silent_and_its_blocks_are_fetched_on_demand() {
     let rig = Rig::new();
     let (reader, bytes) = (rig.reader(), content(16, 64 * BLOCK));
