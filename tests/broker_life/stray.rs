@@ -101,6 +101,13 @@ fn sums_in(dir: &Path) -> Sums {
     bases(dir).into_iter().map(sum).collect()
 }
 
+/// All but the last.
+fn closed_sums_in(dir: &Path) -> Sums {
+    let mut sums = sums_in(dir);
+    sums.pop_last();
+    sums
+}
+
 #[test]
 fn of_a_topic_that_its_cluster_has_forgotten_the_archive_gets_everything_that_was_committed() {
     let mut it = Cluster::start();
@@ -112,6 +119,9 @@ fn of_a_topic_that_its_cluster_has_forgotten_the_archive_gets_everything_that_wa
     });
     let hot = it.scratch.hot();
     assert!(all_cold(&it.mount, &hot, &["kept", "removed"]) >= 6);
+    // As they are before anything is renamed.
+    let [kept_written, removed_written] =
+        ["kept-0", "removed-0"].map(|partition| closed_sums_in(&it.mount.path(partition)));
     it.store_away(true);
     for ledger in [&kept, &removed] {
         ledger.produce(&it.broker, 3_000);
@@ -138,6 +148,7 @@ fn of_a_topic_that_its_cluster_has_forgotten_the_archive_gets_everything_that_wa
 
     it.store_away(false);
     let kept_all = sums_in(&kept_dir);
+    assert!(kept_written.iter().all(|(base, sum)| kept_all.get(base) == Some(sum)));
     assert!(kept_local.iter().all(|(base, sum)| kept_all.get(base) == Some(sum)));
     it.wait_until_stored("kept-0", &kept_all);
     wait_until("the removed ones to be archived", 120, || {
@@ -147,7 +158,9 @@ fn of_a_topic_that_its_cluster_has_forgotten_the_archive_gets_everything_that_wa
         })
     });
     let stored = it.stored("removed-0");
-    assert!(removed_local.iter().all(|(base, sum)| stored.get(base) == Some(sum)));
+    for written in [&removed_local, &removed_written] {
+        assert!(written.iter().all(|(base, sum)| stored.get(base) == Some(sum)));
+    }
     wait_until("the discard command to be told of all that was removed", 60, || {
         let heard = it.heard("removed");
         let told = wanted.iter().all(|base| heard.contains_key(base));
@@ -160,6 +173,12 @@ fn of_a_topic_that_its_cluster_has_forgotten_the_archive_gets_everything_that_wa
     assert_eq!(sums_in(&archive.join("kept-0")), kept_all);
     assert_eq!(it.mount.status()["quarantine"], 0);
     std::fs::remove_dir_all(&kept_dir).unwrap();
+    wait_until("the discard command to be told of the others, too", 60, || {
+        let heard = it.heard("kept");
+        unless(kept_all.keys().all(|base| heard.contains_key(base)), || format!("{heard:?}"))
+    });
+    assert!(it.heard("kept").values().all(|reason| reason == "partition_removed"));
+    assert_eq!(it.stored("kept-0"), kept_all);
     assert_eq!(sums_in(&archive.join("kept-0")), kept_all);
     assert_eq!(it.broker.errors(), Vec::<String>::new());
 }
