@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::catalog::{LogFile, PartitionDir};
 use crate::failpoint;
 use crate::kafka::index::INDEX_INTERVAL_BYTES;
+use crate::kafka::names::{Suffix, parse_file};
 use crate::kafka::scan::{ScanOptions, SegmentScan, SegmentScanner};
 use crate::local::spool::SpoolEntry;
 use crate::types::ChainId;
@@ -94,6 +95,18 @@ impl Source {
         match self {
             Self::Log { log, .. } => log.mutations(),
             Self::Spooled(_) => 0,
+        }
+    }
+
+    /// Kafka has renamed it to `.deleted`, or unlinked it.
+    fn is_given_up(&self) -> bool {
+        match self {
+            Self::Log { log, .. } => {
+                let path = log.path();
+                let name = path.file_name().and_then(|n| n.to_str()).and_then(parse_file);
+                name.is_some_and(|n| n.suffix == Suffix::Deleted)
+            }
+            Self::Spooled(_) => true,
         }
     }
 
@@ -238,6 +251,16 @@ fn judge_end(job: &Job, scanned_end: i64) -> End {
             End::NotCommitted
         };
     };
+    let has_records = scanned_end > job.base_offset;
+    if scanned_end < next && !job.compacted && has_records && job.source.is_given_up() {
+        // A follower that lags behind its leader's start gives its whole log up and begins anew at that start. What it
+        // had is archived as far as it goes; the archive names what lies between a gap.
+        tracing::info!(
+            segment = %job.source.label(), end_offset = scanned_end, next_base = next,
+            "the log went on at a later offset; the segment is archived to its own end"
+        );
+        return End::Fine(scanned_end);
+    }
     if scanned_end > next || (scanned_end < next && !job.compacted) {
         return End::Bad(format!("ends at {scanned_end}, the next segment begins at {next}"));
     }

@@ -218,6 +218,25 @@ async fn a_hole_between_segments_quarantines_the_one_before_it() {
     assert_eq!(chain.start_offset(), Some(0), "the gap at the start has a name too");
 }
 
+/// What a follower's directory holds after Kafka's `truncateFullyAndStartAt`.
+#[tokio::test]
+async fn a_log_that_is_given_up_whole_is_archived_to_its_own_end() {
+    let world = World::new();
+    world.partition("t-0", &[0, 100], 200);
+    let dir = world.hot().join("t-0");
+    for base in [0, 100] {
+        std::fs::rename(dir.join(name(base)), dir.join(format!("{}.deleted", name(base)))).unwrap();
+    }
+    std::fs::write(dir.join(name(250)), log_bytes(250, 260, 500)).unwrap();
+    world.checkpoints(&[("t-0", 260)]);
+    let mount = world.mount();
+    assert_eq!(kinds(&mount.drain().await.unwrap()), "AA");
+    let chain = world.archived("t-0").await;
+    let ends: Vec<_> = [0, 100].iter().map(|b| chain.find(*b).unwrap().end_offset).collect();
+    assert_eq!(ends, [100, 200], "not where the next one begins");
+    assert_eq!((chain.end_offset(), mount.tier.status().quarantine), (Some(200), 0));
+}
+
 #[tokio::test]
 async fn with_a_lost_local_manifest_segments_are_adopted_and_not_uploaded_again() {
     let world = World::new();
