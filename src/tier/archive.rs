@@ -119,6 +119,12 @@ impl Tier {
                     return Err(error);
                 }
             };
+            let step = match (step, prepared.begins_anew_at) {
+                (Step::Commit(_), Some(next)) => {
+                    Step::Hold(HoldKind::Quarantined, unproved_end(prepared.end_offset, next))
+                }
+                (step, _) => step,
+            };
             let step = match step {
                 Step::Commit(commit) => {
                     let Some(found) = self.archived_in(&job.chain, &commit.extents) else {
@@ -408,6 +414,13 @@ impl Tier {
             },
         );
     }
+}
+
+/// Why what the archive lacks of a log that was given up whole does not come into it.
+fn unproved_end(end: i64, next: i64) -> String {
+    format!(
+        "ends at {end}, the log begins anew at {next}; the archive lacks a part of it, and whether that was committed is not known"
+    )
 }
 
 /// Why a scan gave no result.

@@ -53,6 +53,9 @@ pub(super) struct Prepared {
     pub scan: SegmentScan,
     pub small: SmallFiles,
     pub end_offset: i64,
+    /// The log was given up whole and begins anew at this later offset. Its watermark went there too, so nobody
+    /// knows whether this end was committed: it may be found in the archive, and adds nothing to it.
+    pub begins_anew_at: Option<i64>,
     pub mtime_ns: u64,
     /// Mode, uid, gid.
     pub owner: (u32, u32, u32),
@@ -181,8 +184,9 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
             return Ok(Looked::Bad { offset, reason, mutations });
         }
     };
-    let end_offset = match judge_end(job, scan.end_offset) {
-        End::Fine(end) => end,
+    let (end_offset, begins_anew_at) = match judge_end(job, scan.end_offset) {
+        End::Fine(end) => (end, None),
+        End::BeforeAGap { end, next } => (end, Some(next)),
         End::NotCommitted => return Ok(Looked::NotCommitted),
         End::Bad(reason) => {
             return Ok(Looked::Bad { offset: Some(scan.end_offset), reason, mutations });
@@ -199,6 +203,7 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
         scan,
         small,
         end_offset,
+        begins_anew_at,
         mtime_ns,
         owner,
         mutations,
@@ -230,6 +235,7 @@ pub(super) fn part(
         scan,
         small,
         end_offset: whole.end_offset,
+        begins_anew_at: whole.begins_anew_at,
         mtime_ns: whole.mtime_ns,
         owner: whole.owner,
         mutations: whole.mutations,
@@ -238,6 +244,7 @@ pub(super) fn part(
 
 enum End {
     Fine(i64),
+    BeforeAGap { end: i64, next: i64 },
     NotCommitted,
     Bad(String),
 }
@@ -253,13 +260,8 @@ fn judge_end(job: &Job, scanned_end: i64) -> End {
     };
     let has_records = scanned_end > job.base_offset;
     if scanned_end < next && !job.compacted && has_records && job.source.is_given_up() {
-        // A follower that lags behind its leader's start gives its whole log up and begins anew at that start. What it
-        // had is archived as far as it goes; the archive names what lies between a gap.
-        tracing::info!(
-            segment = %job.source.label(), end_offset = scanned_end, next_base = next,
-            "the log went on at a later offset; the segment is archived to its own end"
-        );
-        return End::Fine(scanned_end);
+        // A follower that lags behind its leader's start gives its whole log up and begins anew at that start.
+        return End::BeforeAGap { end: scanned_end, next };
     }
     if scanned_end > next || (scanned_end < next && !job.compacted) {
         return End::Bad(format!("ends at {scanned_end}, the next segment begins at {next}"));
