@@ -55,6 +55,16 @@ fn bases(node: &Node) -> Vec<(String, i64)> {
     all.iter().flat_map(|p| of(p).into_iter().map(move |b| (p.clone(), b))).collect()
 }
 
+/// The topic `orders`, on both brokers, that goes on when one is away.
+fn replicated_topic(scratch: &Scratch, broker: &Broker, partitions: u32) -> Ledger {
+    let mut create = ledger::tool("topic");
+    create.args(["--create", "--bootstrap", &broker.bootstrap(), "--topic", "orders"]);
+    create.args(["--partitions", &partitions.to_string(), "--replication", "2"]);
+    create.args(["--config", "min.insync.replicas=1"]);
+    children::run(create, "creating the topic");
+    Ledger::new(scratch.path(), "orders", partitions)
+}
+
 fn wait_in_sync(first: &Broker, ledger: &Ledger) {
     wait_until("both replicas to be in sync", 60, || {
         let mut command = ledger::tool("topic");
@@ -78,12 +88,7 @@ fn two_replicas_share_one_archive_and_either_can_serve_it_alone() {
     let mut second = Broker::format_joining(&first, 2, (&dirs.0, &dirs.1), &settings);
     first.start();
     second.start();
-    let ledger = Ledger::new(scratch.path(), "orders", 3);
-    let mut create = ledger::tool("topic");
-    create.args(["--create", "--bootstrap", &first.bootstrap(), "--topic", "orders"]);
-    create.args(["--partitions", "3", "--replication", "2"]);
-    create.args(["--config", "min.insync.replicas=1"]);
-    children::run(create, "creating the topic");
+    let ledger = replicated_topic(&scratch, &first, 3);
     ledger.produce(&first, RECORDS);
     wait_in_sync(&first, &ledger);
     one.settle();
@@ -146,12 +151,7 @@ fn a_follower_that_throws_its_whole_log_away_takes_nothing_from_the_archive() {
     let mut second = Broker::format_joining(&first, 2, (&dirs.0, &dirs.1), &settings);
     first.start();
     second.start();
-    let ledger = Ledger::new(scratch.path(), "orders", 1);
-    let mut create = ledger::tool("topic");
-    create.args(["--create", "--bootstrap", &first.bootstrap(), "--topic", "orders"]);
-    create.args(["--partitions", "1", "--replication", "2"]);
-    create.args(["--config", "min.insync.replicas=1"]);
-    children::run(create, "creating the topic");
+    let ledger = replicated_topic(&scratch, &first, 1);
     ledger.produce(&first, 12_000);
     wait_in_sync(&first, &ledger);
     one.settle();

@@ -113,17 +113,11 @@ impl Tier {
         let mut uploaded = None;
         for _ in 0..CONFLICTS_MAX {
             let step = match self.next_step(job, prepared, &chain).await {
-                Ok(step) => step,
+                Ok(step) => without_unproved_end(step, job, prepared.end_offset),
                 Err(error) => {
                     self.discard_upload(job, uploaded.as_ref()).await;
                     return Err(error);
                 }
-            };
-            let step = match (step, prepared.begins_anew_at) {
-                (Step::Commit(_), Some(next)) => {
-                    Step::Hold(HoldKind::Quarantined, unproved_end(prepared.end_offset, next))
-                }
-                (step, _) => step,
             };
             let step = match step {
                 Step::Commit(commit) => {
@@ -416,11 +410,17 @@ impl Tier {
     }
 }
 
-/// Why what the archive lacks of a log that was given up whole does not come into it.
-fn unproved_end(end: i64, next: i64) -> String {
-    format!(
-        "ends at {end}, the log begins anew at {next}; the archive lacks a part of it, and whether that was committed is not known"
-    )
+/// Where a log was given up whole and begins anew at a later offset, its watermark went there too, so nobody knows whether
+/// the end of what it had was committed: it may be found in the archive, and adds nothing to it.
+fn without_unproved_end(step: Step, job: &Job, end: i64) -> Step {
+    match (step, job.next_base) {
+        (Step::Commit(_), Some(next)) if end < next => {
+            let why = "the archive lacks a part of it, and whether that was committed is not known";
+            let reason = format!("ends at {end}, the log begins anew at {next}; {why}");
+            Step::Hold(HoldKind::Quarantined, reason)
+        }
+        (step, _) => step,
+    }
 }
 
 /// Why a scan gave no result.

@@ -52,10 +52,8 @@ pub(super) struct Prepared {
     pub position: u64,
     pub scan: SegmentScan,
     pub small: SmallFiles,
+    /// Below the job's `next_base` only where the log was given up whole and begins anew there.
     pub end_offset: i64,
-    /// The log was given up whole and begins anew at this later offset. Its watermark went there too, so nobody
-    /// knows whether this end was committed: it may be found in the archive, and adds nothing to it.
-    pub begins_anew_at: Option<i64>,
     pub mtime_ns: u64,
     /// Mode, uid, gid.
     pub owner: (u32, u32, u32),
@@ -184,9 +182,8 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
             return Ok(Looked::Bad { offset, reason, mutations });
         }
     };
-    let (end_offset, begins_anew_at) = match judge_end(job, scan.end_offset) {
-        End::Fine(end) => (end, None),
-        End::BeforeAGap { end, next } => (end, Some(next)),
+    let end_offset = match judge_end(job, scan.end_offset) {
+        End::Fine(end) => end,
         End::NotCommitted => return Ok(Looked::NotCommitted),
         End::Bad(reason) => {
             return Ok(Looked::Bad { offset: Some(scan.end_offset), reason, mutations });
@@ -203,7 +200,6 @@ pub(super) fn look(job: &Job, stopping: &AtomicBool) -> Result<Looked, TierError
         scan,
         small,
         end_offset,
-        begins_anew_at,
         mtime_ns,
         owner,
         mutations,
@@ -235,7 +231,6 @@ pub(super) fn part(
         scan,
         small,
         end_offset: whole.end_offset,
-        begins_anew_at: whole.begins_anew_at,
         mtime_ns: whole.mtime_ns,
         owner: whole.owner,
         mutations: whole.mutations,
@@ -244,7 +239,6 @@ pub(super) fn part(
 
 enum End {
     Fine(i64),
-    BeforeAGap { end: i64, next: i64 },
     NotCommitted,
     Bad(String),
 }
@@ -261,7 +255,7 @@ fn judge_end(job: &Job, scanned_end: i64) -> End {
     let has_records = scanned_end > job.base_offset;
     if scanned_end < next && !job.compacted && has_records && job.source.is_given_up() {
         // A follower that lags behind its leader's start gives its whole log up and begins anew at that start.
-        return End::BeforeAGap { end: scanned_end, next };
+        return End::Fine(scanned_end);
     }
     if scanned_end > next || (scanned_end < next && !job.compacted) {
         return End::Bad(format!("ends at {scanned_end}, the next segment begins at {next}"));
